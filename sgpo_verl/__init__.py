@@ -1,0 +1,3 @@
+"""sgpo-verl: rollouts where they teach, as a plugin for verl."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,36 @@
+"""Advantages of outcome rewards in groups of any size."""
+
+import numpy as np
+
+EPSILON = 1e-6  # as in verl's GRPO
+
+
+def grpo(rewards_N: np.ndarray, group_N: np.ndarray, normalize_by_std: bool = True) -> np.ndarray:
+    """Group-relative advantage: A_i = (r_i - mean(r_G)) / (std(r_G) + epsilon), float64 (N,).
+
+    Shao et al. 2024 (arXiv 2402.03300), Eq. in section 4.1.2; std with G - 1 in the denominator, as verl computes it.
+    Without the division it is Dr. GRPO's (Liu et al. 2025, arXiv 2503.20783).
+
+    rewards_N: one score per rollout. group_N: any labels; equal labels form a group, in any order.
+    A group of one, and a group whose rewards are all equal, gets exactly 0: it says nothing about its rollouts.
+    (verl's own GRPO gives a group of one its raw reward.)
+    """
+    rewards_N = np.asarray(rewards_N, dtype=np.float64)
+    if rewards_N.size == 0:
+        return rewards_N
+    _, member_N = np.unique(group_N, return_inverse=True)
+    order_N = np.argsort(member_N, kind="stable")
+    start_G = np.flatnonzero(np.diff(member_N[order_N], prepend=-1))
+    size_G = np.diff(start_G, append=len(order_N))
+
+    sorted_N = rewards_N[order_N]
+    mean_N = np.repeat(np.add.reduceat(sorted_N, start_G) / size_G, size_G)
+    centred_N = sorted_N - mean_N
+    variance_G = np.add.reduceat(centred_N**2, start_G) / np.maximum(size_G - 1, 1)
+    same_G = np.maximum.reduceat(sorted_N, start_G) == np.minimum.reduceat(sorted_N, start_G)
+    if normalize_by_std:
+        centred_N = centred_N / np.repeat(np.sqrt(variance_G) + EPSILON, size_G)
+
+    advantages_N = np.empty_like(rewards_N)
+    advantages_N[order_N] = np.where(np.repeat(same_G, size_G), 0.0, centred_N)
+    return advantages_N

@@ -1,0 +1,118 @@
+"""Settings under ``sgpo:``. This file is their only definition: names, types, defaults, bounds, meaning.
+
+The defaults are the paper's (arXiv 2606.08854) where it gives a value. Unknown keys and bad values are refused by name.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sgpo_verl.errors import SgpoError
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProfileSettings(_Node):
+    """How the pass rate of every prompt is measured, once, under the initial policy."""
+
+    path: str | None = Field(None, description="Profile to train from; null: profile first, then train.")
+    n: int = Field(8, ge=1, description="Samples per prompt.")
+    allow_mismatch: bool = Field(False, description="Train although the profile is of another model, data or reward.")
+    max_in_flight: int = Field(64, ge=1, description="Prompts sent to the servers at a time.")
+
+
+class FilterSettings(_Node):
+    """Which prompts are trained on (paper: trivial removed, unsolved sub-sampled)."""
+
+    max_pass_rate: float = Field(0.75, ge=0, le=1, description="Prompts solved more often than this are removed.")
+    unsolved_fraction: float = Field(0.1, ge=0, le=1, description="Share of never-solved prompts drawn per phase.")
+
+
+class GroupSizeSettings(_Node):
+    """Rollouts per prompt: 1 / pass rate, rounded, clipped to [min, max]."""
+
+    min: int = Field(2, ge=1, description="Smallest group.")
+    max: int = Field(8, ge=1, description="Largest group.")
+    rounding: Literal["floor", "nearest", "ceil", "none"] = Field(
+        "floor", description="Of log2(1 / pass rate), to a power of two; none: 1 / pass rate rounded up to an integer."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is larger than max ({self.max})")
+        return self
+
+
+class CurriculumSettings(_Node):
+    """In which order: one phase per group size, easy (small groups) to hard (large groups)."""
+
+    until: Literal["epochs", "steps", "plateau"] = Field("epochs", description="What ends a phase.")
+    epochs: int = Field(1, ge=1, description="Passes over a phase's prompts, where trainer.total_training_steps is null.")
+    steps: list[int] | None = Field(None, description="Steps of each phase, easy to hard, for until=steps.")
+    window: int = Field(5, ge=1, description="until=plateau: steps averaged on either side of the comparison.")
+    min_gain: float = Field(0.01, description="until=plateau: a phase ends when its mean reward gained less than this.")
+
+
+class BatchSettings(_Node):
+    """What a training step holds."""
+
+    unit: Literal["rollouts", "prompts"] = Field(
+        "rollouts", description="rollouts: an exact number of rollouts; prompts: data.train_batch_size prompts."
+    )
+    rollouts: int | None = Field(
+        None, ge=1, description="Rollouts per step; null: data.train_batch_size x actor_rollout_ref.rollout.n."
+    )
+
+
+class Settings(_Node):
+    """Everything under ``sgpo:``."""
+
+    method: Literal["paper"] = Field("paper", description="paper: sGPO as published.")
+    seed: int = Field(0, description="Of every random choice made here: profile samples, sub-sampling, order.")
+    success_threshold: float = Field(
+        0.5, description="A rollout succeeds if the reward function's acc, or its score where it has none, is at least this."
+    )
+    graded_rewards: bool = Field(False, description="Accept scores other than 0 and 1; success is by the threshold.")
+    duplicates: Literal["error", "first"] = Field("error", description="Rows that are the same prompt: refuse, or keep one.")
+    profile: ProfileSettings = ProfileSettings()
+    filter: FilterSettings = FilterSettings()
+    group_size: GroupSizeSettings = GroupSizeSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
+    batch: BatchSettings = BatchSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.curriculum.steps is not None and self.curriculum.until != "steps":
+            raise ValueError("curriculum.steps is only read with curriculum.until=steps")
+        return self
+
+
+def load_settings(node: Mapping[str, Any]) -> Settings:
+    """Settings from the resolved ``sgpo:`` node (a plain dict). Raises SgpoError naming each bad key and the way out."""
+    try:
+        return Settings.model_validate(dict(node))
+    except ValidationError as error:
+        raise SgpoError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(["sgpo", *path])
+    if item["type"] != "extra_forbidden":
+        return f"{key}={item['input']!r}: {item['msg']}"
+    known = _keys_at(path[:-1])
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean sgpo.{'.'.join([*path[:-1], close[0]])}?" if close else f"known here: {', '.join(known)}"
+    return f"{key}: no such setting; {hint}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    node: type[BaseModel] = Settings
+    for part in path:
+        node = node.model_fields[part].annotation  # type: ignore[assignment]
+    return list(node.model_fields)

@@ -1,0 +1,79 @@
+"""One step's groups and tokens -> the flat dict that is logged under ``sgpo/``; and the totals of a run.
+
+Per step: group/*, rollouts/{generated,trained,padding}, tokens/{generated,trained}. Cumulative over the run, the profile
+included, and carried through checkpoints: flops/*, rollouts/{profile,total}, tokens/total_trained, seconds/profile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sgpo_verl.cost import ModelShape, StepTokens, step_flops
+from sgpo_verl.methods.base import Outcome
+
+
+def group_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Shares of mixed, all-correct and all-wrong groups (they sum to 1), and the mean group size. Empty: {}."""
+    if not outcomes:
+        return {}
+    kinds = [outcome.kind for outcome in outcomes]
+    shares = {f"group/frac_{kind}": kinds.count(kind) / len(kinds) for kind in ("mixed", "all_correct", "all_wrong")}
+    return {**shares, "group/size_mean": sum(o.size for o in outcomes) / len(outcomes)}
+
+
+@dataclass
+class Ledger:
+    """Running totals. FLOPs, rollouts and tokens since the run began, the profile included."""
+
+    flops_profile: float = 0.0
+    flops_generate: float = 0.0
+    flops_train: float = 0.0
+    rollouts_profile: int = 0
+    rollouts_generated: int = 0
+    tokens_trained: float = 0.0
+    seconds_profile: float = 0.0
+
+    @classmethod
+    def after_profile(cls, shape: ModelShape, tokens: float, samples: int, seconds: float) -> "Ledger":
+        """The state before the first step: the profile's ``tokens`` went through one forward pass."""
+        return cls(
+            flops_profile=shape.forward_flops(tokens, samples), rollouts_profile=samples, seconds_profile=seconds
+        )
+
+    def add(self, shape: ModelShape, step: StepTokens) -> None:
+        generate, train = step_flops(shape, step)
+        self.flops_generate += generate
+        self.flops_train += train
+        self.rollouts_generated += step.generated_rows
+        self.tokens_trained += step.trained * step.epochs
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "flops/profile": self.flops_profile,
+            "flops/generate": self.flops_generate,
+            "flops/train": self.flops_train,
+            "flops/total": self.flops_profile + self.flops_generate + self.flops_train,
+            "rollouts/profile": self.rollouts_profile,
+            "rollouts/total": self.rollouts_profile + self.rollouts_generated,
+            "tokens/total_trained": self.tokens_trained,
+            "seconds/profile": self.seconds_profile,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for item in fields(self):
+            setattr(self, item.name, state[item.name])
+
+
+def step_metrics(outcomes: Sequence[Outcome], step: StepTokens, padding: int) -> dict[str, float]:
+    """What one step generated and trained. padding: rows verl added to fill up a batch; they are in ``step.trained``."""
+    return {
+        **group_metrics(outcomes),
+        "rollouts/generated": step.generated_rows,
+        "rollouts/trained": step.trained_rows - padding,
+        "rollouts/padding": padding,
+        "tokens/generated": step.generated,
+        "tokens/trained": step.trained,
+    }

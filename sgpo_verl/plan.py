@@ -1,0 +1,245 @@
+"""Profile + settings + the training run's own numbers -> who is trained, how often, for how many steps, at what cost."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sgpo_verl.config import Settings
+from sgpo_verl.cost import ModelShape, StepTokens, step_flops
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.methods.paper import Class, Paper, Phase, classify, group_size, phases
+from sgpo_verl.profile import Profile
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """What the training run asks for, named as in verl's configuration.
+
+    train_batch_size: prompts per step. rollout_n: rollouts per prompt. mini_batch_size: actor.ppo_mini_batch_size,
+    prompts. total_epochs, total_training_steps: as in ``trainer`` (the latter may be None). scoring_passes, ppo_epochs:
+    as in ``cost.StepTokens``.
+    """
+
+    train_batch_size: int
+    rollout_n: int
+    mini_batch_size: int
+    total_epochs: int = 1
+    total_training_steps: int | None = None
+    scoring_passes: int = 1
+    ppo_epochs: int = 1
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of one pass over a step's batch."""
+        return -(-self.train_batch_size // self.mini_batch_size)
+
+    def stock_steps(self, prompts: int) -> int:
+        """Steps of stock verl on ``prompts`` prompts."""
+        if self.total_training_steps is not None:
+            return self.total_training_steps
+        return prompts // self.train_batch_size * self.total_epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule. steps: per phase. rollouts: per step, per phase. *_P arrays are in the order of ``keys_P``."""
+
+    settings: Settings
+    numbers: RunNumbers
+    profile: Profile
+    class_P: np.ndarray
+    size_P: np.ndarray
+    phases: list[Phase]
+    steps: list[int]
+    rollouts: list[int] = field(default_factory=list)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps)
+
+    @property
+    def keys_P(self) -> np.ndarray:
+        return self.profile.table["prompt_key"].to_numpy(dtype=object)
+
+    def step_rollouts(self, size: int) -> int:
+        """Rollouts of a step in a phase of groups of ``size``."""
+        return _step_rollouts(self.settings, self.numbers, size)
+
+    def method(self) -> Paper:
+        """The curriculum, at its start."""
+        budgets = [s * r for s, r in zip(self.steps, self.rollouts, strict=True)]
+        return Paper(
+            self.keys_P, self.phases, budgets, self.settings.curriculum, self.settings.seed, self.fingerprint()
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
+        table = self.profile.table[["prompt_key", "trials", "successes"]]
+        digest = hashlib.sha256("\n".join(map(str, table.itertuples(index=False))).encode()).hexdigest()[:16]
+        kept = self.settings.model_dump(include={"seed", "filter", "group_size", "curriculum"})
+        return {
+            "profile": digest,
+            **{f"sgpo.{name}": json.dumps(value, sort_keys=True) for name, value in kept.items()},
+            "steps per phase": self.steps,
+            "rollouts per step": self.rollouts,
+        }
+
+
+def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Plan:
+    """Decide. Raises SgpoError if nothing is learnable, or if group sizes, budget and steps contradict each other."""
+    trials_P, successes_P = (profile.table[name].to_numpy() for name in ("trials", "successes"))
+    class_P = classify(trials_P, successes_P, settings.filter)
+    size_P = group_size(trials_P, successes_P, settings.group_size)
+    phase_list = phases(class_P, size_P, settings.filter, settings.seed)
+    rollouts = [_step_rollouts(settings, numbers, phase.group_size) for phase in phase_list]
+    _check_budget(settings, numbers)
+    steps = phase_steps(phase_list, rollouts, settings, numbers)
+    return Plan(settings, numbers, profile, class_P, size_P, phase_list, steps, rollouts)
+
+
+def _step_rollouts(settings: Settings, numbers: RunNumbers, size: int) -> int:
+    if settings.batch.unit == "prompts":
+        return numbers.train_batch_size * size
+    return settings.batch.rollouts or numbers.train_batch_size * numbers.rollout_n
+
+
+def _check_budget(settings: Settings, numbers: RunNumbers) -> None:
+    """A step must hold the largest group, and divide into the baseline's number of updates."""
+    if settings.batch.unit == "prompts":
+        return
+    budget, updates = _step_rollouts(settings, numbers, 1), numbers.updates_per_step
+    said = "sgpo.batch.rollouts" if settings.batch.rollouts else "data.train_batch_size x actor_rollout_ref.rollout.n"
+    if settings.group_size.max > budget:
+        raise SgpoError(
+            f"sgpo.group_size.max={settings.group_size.max} is more than the {budget} rollouts of a step ({said}): "
+            "lower the one or raise the other"
+        )
+    if budget % updates:
+        raise SgpoError(
+            f"{said}={budget} does not divide into the {updates} optimizer updates of a step (data.train_batch_size="
+            f"{numbers.train_batch_size} / actor_rollout_ref.actor.ppo_mini_batch_size={numbers.mini_batch_size}): "
+            f"use a multiple of {updates}"
+        )
+
+
+def phase_steps(
+    phase_list: Sequence[Phase], rollouts: Sequence[int], settings: Settings, numbers: RunNumbers
+) -> list[int]:
+    """Training steps of each phase.
+
+    trainer.total_training_steps unset: as many as ``epochs`` passes over the phase take, the last one filled up.
+    Set: that many in all, shared in proportion to the rollouts of one pass, at least one each.
+    until=steps with ``curriculum.steps``: those.
+    """
+    curriculum, total = settings.curriculum, numbers.total_training_steps
+    if curriculum.steps is not None:
+        return _given_steps(curriculum.steps, phase_list, total)
+    if total is None:
+        needed = [p.rollouts_per_pass * curriculum.epochs for p in phase_list]
+        # One group more than divides evenly may still need a step of its own: count in groups, as they are dealt.
+        per_step = [r // p.group_size for r, p in zip(rollouts, phase_list, strict=True)]
+        return [-(-n // (p.group_size * k)) for n, p, k in zip(needed, phase_list, per_step, strict=True)]
+    return share([p.rollouts_per_pass for p in phase_list], total)
+
+
+def _given_steps(steps: Sequence[int], phase_list: Sequence[Phase], total: int | None) -> list[int]:
+    sizes = [p.group_size for p in phase_list]
+    if len(steps) != len(sizes) or min(steps, default=0) < 1:
+        raise SgpoError(
+            f"sgpo.curriculum.steps={list(steps)}: needs one positive number for each of the {len(sizes)} phases "
+            f"(group sizes {sizes})"
+        )
+    if total is not None and total != sum(steps):
+        raise SgpoError(
+            f"sgpo.curriculum.steps={list(steps)} adds up to {sum(steps)}, trainer.total_training_steps is {total}: "
+            "set one of the two to null"
+        )
+    return list(steps)
+
+
+def share(weights: Sequence[int], total: int) -> list[int]:
+    """``total`` split in proportion to ``weights`` by largest remainders, at least 1 each while they last.
+
+    share([6, 3, 1], 10) = [6, 3, 1]; share([98, 1, 1], 10) = [8, 1, 1]; share([5, 5, 5], 2) = [1, 1, 0].
+    """
+    if total <= len(weights):
+        return [int(i < total) for i in range(len(weights))]
+    spare, whole = total - len(weights), sum(weights)
+    exact = [max(0.0, w * total / whole - 1) for w in weights]
+    scale = spare / sum(exact) if sum(exact) else 0.0
+    exact = [e * scale for e in exact]
+    parts = [int(e) for e in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (parts[i] - exact[i], i))
+    for i in by_remainder[: spare - sum(parts)]:
+        parts[i] += 1
+    return [part + 1 for part in parts]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Expected cost of a run: rollouts, tokens and FLOPs, the profile's share, and the share of groups that are mixed."""
+
+    steps: int
+    rollouts: int
+    generated_tokens: float
+    trained_tokens: float
+    flops: float
+    flops_profile: float
+    mixed: float
+
+
+def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
+    """(stock GRPO on all prompts, this plan): lengths and pass rates as profiled, nothing learned on the way.
+
+    shape: of the model; without it FLOPs are 0.
+    """
+    shape = shape or ModelShape(0, 0)
+    table, numbers = plan.profile.table, plan.numbers
+    everyone_P = np.arange(len(table))
+    steps = numbers.stock_steps(len(table))
+    stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n)]
+    ours = [
+        (p.prompts_M, p.group_size, s, r) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)
+    ]
+    profile_flops = shape.forward_flops(plan.profile.metadata.total_tokens, plan.profile.samples)
+    return _forecast(plan, shape, stock, 0, 0.0), _forecast(plan, shape, ours, plan.profile.samples, profile_flops)
+
+
+def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
+    table, numbers = plan.profile.table, plan.numbers
+    pass_rate_P = (table["successes"] / table["trials"]).to_numpy()
+    prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
+    totals, groups, mixed = np.zeros(4), 0, 0.0
+    for rows_M, size, steps, rollouts in parts:
+        p_M = pass_rate_P[rows_M]
+        prompt, response = prompt_P[rows_M].mean(), response_P[rows_M].mean()
+        step = StepTokens(
+            generated=rollouts * (prompt / size + response),
+            generated_rows=rollouts,
+            trained=rollouts * (prompt + response),
+            trained_rows=rollouts,
+            scoring_passes=numbers.scoring_passes,
+            epochs=numbers.ppo_epochs,
+        )
+        totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
+        count = steps * (rollouts // size)
+        groups += count
+        mixed += count * float((1 - p_M**size - (1 - p_M) ** size).mean())
+    return Forecast(
+        steps=sum(part[2] for part in parts),
+        rollouts=int(totals[0]) + samples,
+        generated_tokens=totals[1],
+        trained_tokens=totals[2],
+        flops=totals[3] + profile_flops,
+        flops_profile=profile_flops,
+        mixed=mixed / groups if groups else 0.0,
+    )
+
+
+def class_counts(plan: Plan) -> dict[str, int]:
+    """Prompts per class, by name."""
+    return {c.name.lower(): int((plan.class_P == c).sum()) for c in Class}

@@ -1,0 +1,100 @@
+"""A prompt's identity: the same key at profiling and at training, whatever order or subset of the data is read.
+
+verl gives a prompt a fresh uuid at every draw, so the key must come from the data:
+
+    every row has an index, and (data_source, extra_info.index) pairs differ    ->  "gsm8k:17"
+    else (missing, null or repeated indices)                                    ->  "gsm8k#9f86d081884c7d65"  (content)
+
+The content key hashes data source, prompt and ground truth, so it survives shuffling and re-indexing of the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgpo_verl.errors import SgpoError
+
+NO_INDEX = -1
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Identities of the P rows of a data set, in its order.
+
+    keys_P: str, unique. sources_P: str. index_P: int64, NO_INDEX where the data has no integer index.
+    rows_P: int64, the row of the data set that each prompt is read from.
+    """
+
+    keys_P: np.ndarray
+    sources_P: np.ndarray
+    index_P: np.ndarray
+    rows_P: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys_P)
+
+
+def identify(
+    sources: Sequence[str], indices: Sequence[Any], contents: Sequence[Any], duplicates: str = "error"
+) -> Prompts:
+    """Give every row of a data set its key.
+
+    sources: data_source per row. indices: extra_info.index per row, None where missing. contents: per row, anything
+    that json can encode and that tells two prompts apart (messages and ground truth).
+    duplicates: what to do with rows that are the same prompt by content: "error", or "first" to keep the first.
+
+    Raises SgpoError if there are no rows, or naming the first pair of duplicate rows.
+    """
+    if len(sources) == 0:
+        raise SgpoError("data.train_files: no prompts left to train on (empty file, or all longer than max_prompt_length)")
+    rows = np.arange(len(sources))
+    keys = _index_keys(sources, indices)
+    if keys is None:
+        keys = [f"{s}#{_digest(s, c)}" for s, c in zip(sources, contents, strict=True)]
+        rows = _unique_rows(keys, duplicates)
+    integers = [i if isinstance(i, int | np.integer) and not isinstance(i, bool) else NO_INDEX for i in indices]
+    return Prompts(
+        keys_P=np.array(keys, dtype=object)[rows],
+        sources_P=np.array(sources, dtype=object)[rows],
+        index_P=np.array(integers, dtype=np.int64)[rows],
+        rows_P=rows,
+    )
+
+
+def _index_keys(sources: Sequence[str], indices: Sequence[Any]) -> list[str] | None:
+    """Keys "source:index", or None if any index is missing or two rows would share a key."""
+    if any(index is None for index in indices):
+        return None
+    keys = [f"{s}:{i}" for s, i in zip(sources, indices, strict=True)]
+    return keys if len(set(keys)) == len(keys) else None
+
+
+def _digest(source: str, content: Any) -> str:
+    text = json.dumps([source, content], sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and arrays, as parquet readers hand them out, become what json knows."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return repr(value)
+
+
+def _unique_rows(keys: list[str], duplicates: str) -> np.ndarray:
+    first: dict[str, int] = {}
+    repeated = []
+    for row, key in enumerate(keys):
+        if first.setdefault(key, row) != row:
+            repeated.append(row)
+    if repeated and duplicates == "error":
+        row = repeated[0]
+        raise SgpoError(
+            f"data.train_files: row {row} is the same prompt as row {first[keys[row]]} ({len(repeated)} duplicate "
+            "rows in all): remove them, give every row its own extra_info.index, or set sgpo.duplicates=first"
+        )
+    return np.array(sorted(first.values()), dtype=np.int64)

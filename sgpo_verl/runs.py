@@ -1,0 +1,241 @@
+"""One training run, read from its directory: what it was, what it measured, what it cost, step by step.
+
+A run directory holds verl's file log (see ``runlog.py``), Hydra's ``.hydra/config.yaml`` and, optionally, ``run.json``:
+
+    {"label": "GRPO", "seed": 1, "commit": "1a2b3c4", "versions": {"verl": "0.9.1"},
+     "model_shape": {"parameters": 494032768, "attention": 21504}}
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sgpo_verl.cost import ModelShape, shape_from_path
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.runlog import read_log, training_rows
+from sgpo_verl.stock import StockSettings, mixed_from_dumps, stock_steps
+
+BASELINE = "grpo"
+
+# A column of our table <- what an sgpo run logs. The totals survive a resume and include the profile.
+PER_STEP = {
+    "rollouts": "sgpo/rollouts/generated",
+    "trained_rollouts": "sgpo/rollouts/trained",
+    "padding_rows": "sgpo/rollouts/padding",
+    "generated_tokens": "sgpo/tokens/generated",
+    "trained_tokens": "sgpo/tokens/trained",
+    "group_size": "sgpo/group/size_mean",
+    "frac_mixed": "sgpo/group/frac_mixed",
+    "phase": "sgpo/curriculum/phase",
+    "plugin_seconds": "sgpo/seconds/plugin",
+    "step_seconds": "timing_s/step",
+}
+TOTALS = {
+    "total_flops": "sgpo/flops/total",
+    "total_trained_tokens": "sgpo/tokens/total_trained",
+    "total_rollouts": "sgpo/rollouts/total",
+}
+PROFILE = {
+    "total_flops": "sgpo/flops/profile",
+    "total_rollouts": "sgpo/rollouts/profile",
+    "total_seconds": "sgpo/seconds/profile",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    path: as the caller gave it. kind: "grpo" (stock, the baseline), "dynamic sampling" or the sgpo method's name.
+    label: how it is shown; runs with one label are seeds of one method. log: verl's own metrics, one row per step.
+    table: one row per step (index ``step``; 0 is validation before training), float columns, NaN where unknown:
+      rollouts, trained_rollouts, padding_rows, generated_tokens, trained_tokens, group_size, frac_mixed (share of
+      groups whose rewards differ), phase, plugin_seconds, step_seconds - of that step;
+      total_flops, total_trained_tokens, total_rollouts, total_seconds - up to and including that step, profile
+      included; step_seconds and total_seconds leave validation out, as verl's timer does.
+    profile: what the profile cost, by total_... column; empty for stock runs.
+    gap: why the log does not show the whole run, or "". remarks: other things that a reader should know.
+    """
+
+    path: Path
+    label: str
+    kind: str
+    seed: int | None
+    commit: str
+    versions: dict[str, str]
+    model: str
+    log: pd.DataFrame
+    table: pd.DataFrame
+    profile: dict[str, float]
+    gap: str
+    remarks: tuple[str, ...]
+
+
+def load_run(path: str | Path) -> Run:
+    """Reads a run directory. Raises SgpoError naming the path and the way out if a part is missing or damaged."""
+    path = Path(path)
+    log, remarks = read_log(path)
+    if not any(column.startswith("val-") for column in log):
+        raise SgpoError(f"{path}: no validation metric in its log - train with data.val_files and trainer.test_freq set")
+    config = RunConfig(path / ".hydra" / "config.yaml")
+    facts = _read_facts(path / "run.json")
+    gap = _gap(log)
+    kind, label = _kind_and_label(config)
+    if config.get("sgpo") is not None:
+        table, profile = _sgpo_table(log, path, gap)
+    else:
+        table, profile = _stock_table(log, config, facts, path, gap), {}
+    planned = config.get("trainer.total_training_steps")
+    if planned and log.index[-1] < planned:
+        remarks.append(f"ends at step {log.index[-1]} of the {planned} planned")
+    return Run(
+        path=path,
+        label=facts.get("label") or label,
+        kind=kind,
+        seed=facts.get("seed", config.get("data.seed")),
+        commit=facts.get("commit") or "",
+        versions=facts.get("versions") or {},
+        model=str(config.get("actor_rollout_ref.model.path") or ""),
+        log=log,
+        table=table,
+        profile=profile,
+        gap=gap,
+        remarks=tuple(remarks),
+    )
+
+
+class RunConfig:
+    """Hydra's composed config, resolved key by key: an interpolation that only the training machine can resolve
+    (an environment variable, a resolver of the trainer's) does not matter unless its key is asked for."""
+
+    def __init__(self, path: Path):
+        import yaml
+        from omegaconf import OmegaConf
+
+        self.path = path
+        if not path.is_file():
+            raise SgpoError(f"{path}: no such file - a run directory is Hydra's output directory (hydra.run.dir)")
+        try:
+            self.config = OmegaConf.load(path)
+        except (OSError, yaml.YAMLError) as error:
+            raise SgpoError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+
+    def get(self, key: str, default=None):
+        """The value at a dotted key, or ``default``. Raises SgpoError if it holds what cannot be resolved here."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return OmegaConf.select(self.config, key, default=default)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise SgpoError(f"{self.path}: {key} cannot be resolved ({reason}) - write its value there") from None
+
+    def number(self, key: str) -> int:
+        value = self.get(key)
+        if not isinstance(value, int) or value <= 0:
+            raise SgpoError(f"{self.path}: {key} is {value!r}, expected a number above 0 - needed to count the cost")
+        return value
+
+
+def _read_facts(path: Path) -> dict:
+    """run.json, or nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SgpoError(f"{path}: not readable as JSON ({error}) - repair it, or remove it (it is optional)") from None
+    if not isinstance(facts, dict):
+        raise SgpoError(f'{path}: expected an object such as {{"label": ..., "seed": ...}}')
+    return facts
+
+
+def _kind_and_label(config: RunConfig) -> tuple[str, str]:
+    if config.get("sgpo") is not None:
+        method = str(config.get("sgpo.method") or "sgpo")
+        return method, f"sGPO ({method})"
+    if config.get("algorithm.filter_groups.enable", False):
+        return "dynamic sampling", "dynamic sampling"
+    return BASELINE, "GRPO"
+
+
+def _gap(log: pd.DataFrame) -> str:
+    """Steps count from 1, one by one; a log that does not was cut by a resume."""
+    steps = log.index[training_rows(log)]
+    if steps[0] > 1:
+        return f"log starts at step {steps[0]}: the cost before it is missing"
+    jumps = np.flatnonzero(np.diff(steps) > 1)
+    if len(jumps):
+        return f"log has no step {steps[jumps[0]] + 1}: the cost of the steps up to {steps[jumps[0] + 1]} is missing"
+    return ""
+
+
+def _sgpo_table(log: pd.DataFrame, path: Path, gap: str) -> tuple[pd.DataFrame, dict[str, float]]:
+    for key in TOTALS.values():
+        if key not in log:
+            raise SgpoError(f"{path}: its config has an sgpo node, but its log no {key} - was the plugin active?")
+    nothing = pd.Series(np.nan, index=log.index)
+    table = pd.DataFrame({name: log.get(key, nothing) for name, key in (PER_STEP | TOTALS).items()})
+    profile = {name: _first(log.get(key, nothing)) for name, key in PROFILE.items()}
+    table["total_seconds"] = profile["total_seconds"] + table["step_seconds"].fillna(0.0).cumsum()
+    if gap:
+        table["total_seconds"] = np.nan
+    if log.index[0] == 0:  # before training, the profile is all that was spent
+        for name in (*TOTALS, "total_seconds"):
+            table.loc[0, name] = profile.get(name, 0.0)
+    return table, profile
+
+
+def _first(values: pd.Series) -> float:
+    known = values.dropna()
+    return float(known.iloc[0]) if len(known) else 0.0
+
+
+def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, gap: str) -> pd.DataFrame:
+    settings = _stock_settings(config)
+    table = stock_steps(log, settings, _model_shape(config, facts, path), path)
+    dumps = config.get("trainer.rollout_data_dir")
+    if dumps and not settings.dynamic:
+        # The directory may have moved since: look where the config says, then inside the run.
+        places = [Path(dumps), path / dumps, path / Path(dumps).name]
+        found = next((place for place in places if place.is_dir()), None)
+        if found:
+            table["frac_mixed"] = mixed_from_dumps(found).reindex(table.index)
+    for name in ("padding_rows", "phase", "plugin_seconds"):
+        table[name] = np.nan
+    table["total_flops"] = (table["generate_flops"] + table["train_flops"]).cumsum()
+    for name, column in (("trained_tokens",) * 2, ("rollouts",) * 2, ("seconds", "step_seconds")):
+        table[f"total_{name}"] = table[column].cumsum()
+    if gap:
+        table[[column for column in table if column.startswith("total_")]] = np.nan
+    return table
+
+
+def _stock_settings(config: RunConfig) -> StockSettings:
+    reference = config.get("actor_rollout_ref.actor.use_kl_loss") or config.get("algorithm.use_kl_in_reward")
+    bypass = config.get("algorithm.rollout_correction.bypass_mode")
+    return StockSettings(
+        groups=config.number("data.train_batch_size"),
+        group_size=config.number("actor_rollout_ref.rollout.n"),
+        mini_batch=config.number("actor_rollout_ref.actor.ppo_mini_batch_size"),
+        scoring_passes=(0 if bypass else 1) + (1 if reference else 0),
+        epochs=config.number("actor_rollout_ref.actor.ppo_epochs"),
+        dynamic=bool(config.get("algorithm.filter_groups.enable", False)),
+    )
+
+
+def _model_shape(config: RunConfig, facts: dict, path: Path) -> ModelShape:
+    remedy = '{"model_shape": {"parameters": ..., "attention": ...}}'
+    if "model_shape" in facts:
+        given = facts["model_shape"]
+        if not isinstance(given, dict) or not {"parameters", "attention"} <= set(given):
+            raise SgpoError(f"{path / 'run.json'}: model_shape must be as in {remedy}")
+        return ModelShape(parameters=int(given["parameters"]), attention=int(given["attention"]))
+    model = config.get("actor_rollout_ref.model.path")
+    if not model or not Path(model).expanduser().is_dir():
+        raise SgpoError(f"{path}: the model's shape is unknown, {model!r} is no local folder - write {remedy} to run.json")
+    return shape_from_path(Path(model).expanduser())

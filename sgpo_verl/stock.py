@@ -1,0 +1,127 @@
+"""What a run of unmodified verl cost, from what verl itself logs: GRPO and its dynamic sampling.
+
+Stock verl logs no FLOPs and no group statistics. Both follow from its log and its config, with the formulas of
+``cost.py`` that our own runs use, so that the two sides of a ratio are counted alike.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sgpo_verl.cost import ModelShape, StepTokens, step_flops
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.runlog import read_json_lines, training_rows
+
+FILTERED = "training/filter_groups/evicted_samples"
+SURPLUS = "training/filter_groups/discarded_surplus_samples"
+STALE = "training/off_policy/evicted_samples"
+NEEDED = ("prompt_length/mean", "response_length/mean", "perf/total_num_tokens", "timing_s/step")
+
+
+@dataclass(frozen=True)
+class StockSettings:
+    """The part of a stock run's config that decides its cost.
+
+    groups: data.train_batch_size. group_size: rollout.n. mini_batch: actor.ppo_mini_batch_size, in groups; verl pads
+    the rows of a step to a multiple of it. scoring_passes, epochs: as in StepTokens. dynamic: group filtering is on.
+    """
+
+    groups: int
+    group_size: int
+    mini_batch: int
+    scoring_passes: int
+    epochs: int
+    dynamic: bool
+
+
+def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, source: Path) -> pd.DataFrame:
+    """Per step: rollouts, trained_rollouts, generated_tokens, trained_tokens, generate_flops, train_flops,
+    group_size, frac_mixed, step_seconds (columns of ``Run.table``); zeros in rows that only validated.
+
+    Groups that dynamic sampling, or an async trainer's staleness rule, threw away count as generated, at the mean
+    lengths of those kept: verl logs no others. ``perf/total_num_tokens`` is prompt and response of all rows that were
+    trained on, padding rows included. Raises SgpoError naming ``source`` and the metric that the log lacks.
+    """
+    for key in NEEDED:
+        if key not in log:
+            raise SgpoError(f"{source}: the log has no {key} - it is not one of verl's V1 trainer, cost unknown")
+    trained = training_rows(log)
+    discarded = sum(_column(log, key) for key in (FILTERED, SURPLUS, STALE))
+    groups = (settings.groups + discarded) * trained
+    rollouts = groups * settings.group_size
+    rows = math.ceil(settings.groups / settings.mini_batch) * settings.mini_batch * settings.group_size
+    table = pd.DataFrame(
+        {
+            "rollouts": rollouts,
+            "trained_rollouts": settings.groups * settings.group_size * trained,
+            "generated_tokens": _column(log, NEEDED[0]) * groups + _column(log, NEEDED[1]) * rollouts,
+            "trained_tokens": _column(log, NEEDED[2]),
+            "group_size": np.where(trained, float(settings.group_size), np.nan),
+            "frac_mixed": _mixed_after_filtering(log, settings).where(trained),
+            "step_seconds": _column(log, NEEDED[3]),
+        },
+        index=log.index,
+        dtype=float,
+    )
+    flops = [
+        step_flops(
+            shape,
+            StepTokens(
+                generated=step.generated_tokens,
+                generated_rows=int(step.rollouts),
+                trained=step.trained_tokens,
+                trained_rows=rows,
+                scoring_passes=settings.scoring_passes,
+                epochs=settings.epochs,
+            ),
+        )
+        for step in table.itertuples()
+    ]
+    table["generate_flops"], table["train_flops"] = np.array(flops).T
+    return table
+
+
+def _column(log: pd.DataFrame, key: str) -> pd.Series:
+    """A metric that verl leaves out of steps where it is nothing."""
+    return log[key].fillna(0.0) if key in log else pd.Series(0.0, index=log.index)
+
+
+def _mixed_after_filtering(log: pd.DataFrame, settings: StockSettings) -> pd.Series:
+    """Share of mixed groups under dynamic sampling: it keeps mixed groups only, so what it evicted was not mixed."""
+    if not settings.dynamic:
+        return pd.Series(np.nan, index=log.index)
+    mixed = settings.groups + _column(log, SURPLUS)
+    return mixed / (mixed + _column(log, FILTERED))
+
+
+def mixed_from_dumps(directory: Path) -> pd.Series:
+    """Share of mixed groups per step, from verl's rollout dumps (``<step>.jsonl``); empty where there are none.
+
+    A row's uid is ``<group>_<session>_<output>``; the last output of a session carries its score. A group is mixed if
+    its sessions' scores differ. Padding rows (group ``pad...``) are no rollouts. Raises SgpoError on a bad line.
+    """
+    shares = {}
+    for path in directory.glob("*.jsonl"):
+        if not path.stem.isdigit():
+            continue
+        last: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+        for n, row in read_json_lines(path):
+            group, session, output = _split_uid(row.get("uid"), path, n)
+            if group.startswith("pad"):
+                continue
+            last[group][session] = max(last[group].get(session, (-1, 0.0)), (output, row["score"]))
+        if last:
+            mixed = [len({score for _, score in sessions.values()}) > 1 for sessions in last.values()]
+            shares[int(path.stem)] = sum(mixed) / len(mixed)
+    return pd.Series(shares, dtype=float).sort_index()
+
+
+def _split_uid(uid: object, path: Path, n: int) -> tuple[str, str, int]:
+    parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
+    if len(parts) != 3 or not parts[2].isdigit():
+        raise SgpoError(f"{path}, line {n}: uid {uid!r} is not <group>_<session>_<output> - not a rollout dump of verl's")
+    return parts[0], parts[1], int(parts[2])

@@ -1,0 +1,144 @@
+"""A real model, tokenizer, data and reward, small enough to make on the spot and to train in seconds."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+REPO = Path(__file__).resolve().parent.parent
+ALPHABET = "0123456789=+"
+
+
+def make_model(folder: Path) -> Path:
+    """A random 2-layer Llama of width 64 over single characters, with tokenizer and chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *ALPHABET])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            eos_token_id=1,
+            pad_token_id=0,
+            bos_token_id=None,
+        )
+    )
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def make_data(path: Path, prompts: int, seed: int = 0, **columns) -> Path:
+    """``prompts`` distinct sums in verl's row format; ``columns`` replace whole columns."""
+    rng = random.Random(seed)
+    pairs = rng.sample([(a, b) for a in range(100) for b in range(100)], prompts)
+    rows = [
+        {
+            "data_source": "sums",
+            "prompt": [{"role": "user", "content": f"{a}+{b}="}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(a + b)},
+            "extra_info": {"index": i, "split": "train"},
+        }
+        for i, (a, b) in enumerate(pairs)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).assign(**columns).to_parquet(path)
+    return path
+
+
+REWARD = '''
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    """1 for an even number of characters: a random model gets mixed groups from it."""
+    return float(len(solution_str) % 2 == 0)
+'''
+
+
+def make_reward(path: Path, source: str = REWARD) -> Path:
+    path.write_text(source)
+    return path
+
+
+def overrides(folder: Path, **more) -> list[str]:
+    """The Hydra overrides of a small stock GRPO run on what ``make_*`` left in ``folder``."""
+    settings = {
+        "data.train_files": folder / "train.parquet",
+        "data.val_files": folder / "val.parquet",
+        "data.train_batch_size": 8,
+        "data.max_prompt_length": 16,
+        "data.max_response_length": 8,
+        "data.seed": 1,
+        "actor_rollout_ref.model.path": folder / "model",
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+        "actor_rollout_ref.actor.use_dynamic_bsz": True,
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 4096,
+        "actor_rollout_ref.actor.optim.lr": 1e-3,
+        "actor_rollout_ref.rollout.n": 8,
+        "reward.custom_reward_function.path": folder / "reward.py",
+        "algorithm.adv_estimator": "grpo",
+        "trainer.logger": "[file]",
+        "trainer.val_before_train": False,
+        "trainer.save_freq": -1,
+        "trainer.test_freq": -1,
+        "+runtime": "cpu",
+        **more,
+    }
+    return [f"{key}={value}" for key, value in settings.items() if value is not None]
+
+
+def environment(run_dir: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "VERL_PLATFORM": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VERL_FILE_LOGGER_PATH": str(run_dir / "metrics.jsonl"),
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }
+
+
+def train(run_dir: Path, arguments: list[str], timeout: float = 600) -> subprocess.CompletedProcess:
+    """``python -m verl.trainer.main_ppo`` with everything it leaves in ``run_dir``; output goes to ``run_dir/log``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    command += [
+        f"hydra.run.dir={run_dir}",
+        f"trainer.default_local_dir={run_dir}/checkpoints",
+        f"trainer.rollout_data_dir={run_dir}/rollouts",
+    ]
+    with (run_dir / "log").open("w") as log:
+        return subprocess.run(
+            command, cwd=run_dir, env=environment(run_dir), stdout=log, stderr=subprocess.STDOUT, timeout=timeout
+        )
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """verl's own log, one dict per step."""
+    return [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def dumped_groups(run_dir: Path, step: int) -> dict[str, list[dict]]:
+    """verl's own rollout dump of a step: uid -> its rollouts."""
+    groups: dict[str, list[dict]] = {}
+    for line in (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        groups.setdefault(row["uid"].split("_")[0], []).append(row)
+    return groups
