@@ -118,11 +118,11 @@ def outcome(run: Run, baselines: list[Run], metric: str | None = None) -> Outcom
 
 
 def _ratio(baseline_cost: float, reach: Reach | None, measure: str) -> float:
-    if not math.isfinite(baseline_cost):
+    # A target at or below the base model's accuracy is reached at no cost: there is nothing to compare.
+    if not math.isfinite(baseline_cost) or baseline_cost == 0:
         return math.nan
     if reach is None:
         return 0.0
-    # A target at or below the base model's accuracy is reached at no cost: there is nothing to divide by.
     return baseline_cost / reach.cost[measure] if reach.cost[measure] > 0 else math.nan
 
 

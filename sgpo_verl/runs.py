@@ -54,8 +54,8 @@ class Run:
     table: one row per step (index ``step``; 0 is validation before training), float columns, NaN where unknown:
       rollouts, trained_rollouts, padding_rows, generated_tokens, trained_tokens, group_size, frac_mixed (share of
       groups whose rewards differ), phase, plugin_seconds, step_seconds - of that step;
-      total_flops, total_trained_tokens, total_rollouts, total_seconds - up to and including that step, profile
-      included; step_seconds and total_seconds leave validation out, as verl's timer does.
+      total_flops, total_trained_tokens (each epoch of an update counts), total_rollouts, total_seconds - up to and
+      including that step, profile included; step_seconds and total_seconds leave validation out, as verl's timer does.
     profile: what the profile cost, by total_... column; empty for stock runs.
     gap: why the log does not show the whole run, or "". remarks: other things that a reader should know.
     """
@@ -79,7 +79,9 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     log, remarks = read_log(path)
     if not any(column.startswith("val-") for column in log):
-        raise SgpoError(f"{path}: no validation metric in its log - train with data.val_files and trainer.test_freq set")
+        raise SgpoError(
+            f"{path}: no validation metric in its log - train with data.val_files and trainer.test_freq set"
+        )
     config = RunConfig(path / ".hydra" / "config.yaml")
     facts = _read_facts(path / "run.json")
     gap = _gap(log)
@@ -208,8 +210,9 @@ def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, 
     for name in ("padding_rows", "phase", "plugin_seconds"):
         table[name] = np.nan
     table["total_flops"] = (table["generate_flops"] + table["train_flops"]).cumsum()
-    for name, column in (("trained_tokens",) * 2, ("rollouts",) * 2, ("seconds", "step_seconds")):
-        table[f"total_{name}"] = table[column].cumsum()
+    table["total_trained_tokens"] = table["trained_tokens"].cumsum() * settings.epochs
+    table["total_rollouts"] = table["rollouts"].cumsum()
+    table["total_seconds"] = table["step_seconds"].cumsum()
     if gap:
         table[[column for column in table if column.startswith("total_")]] = np.nan
     return table
@@ -237,5 +240,7 @@ def _model_shape(config: RunConfig, facts: dict, path: Path) -> ModelShape:
         return ModelShape(parameters=int(given["parameters"]), attention=int(given["attention"]))
     model = config.get("actor_rollout_ref.model.path")
     if not model or not Path(model).expanduser().is_dir():
-        raise SgpoError(f"{path}: the model's shape is unknown, {model!r} is no local folder - write {remedy} to run.json")
+        raise SgpoError(
+            f"{path}: the model's shape is unknown, {model!r} is no local folder - write {remedy} to run.json"
+        )
     return shape_from_path(Path(model).expanduser())

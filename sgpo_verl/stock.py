@@ -53,7 +53,6 @@ def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, s
     discarded = sum(_column(log, key) for key in (FILTERED, SURPLUS, STALE))
     groups = (settings.groups + discarded) * trained
     rollouts = groups * settings.group_size
-    rows = math.ceil(settings.groups / settings.mini_batch) * settings.mini_batch * settings.group_size
     table = pd.DataFrame(
         {
             "rollouts": rollouts,
@@ -67,22 +66,25 @@ def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, s
         index=log.index,
         dtype=float,
     )
-    flops = [
-        step_flops(
-            shape,
-            StepTokens(
-                generated=step.generated_tokens,
-                generated_rows=int(step.rollouts),
-                trained=step.trained_tokens,
-                trained_rows=rows,
-                scoring_passes=settings.scoring_passes,
-                epochs=settings.epochs,
-            ),
+    table["generate_flops"], table["train_flops"] = _flops(table, settings, shape).T
+    return table
+
+
+def _flops(table: pd.DataFrame, settings: StockSettings, shape: ModelShape) -> np.ndarray:
+    """(steps, 2): FLOPs to generate, FLOPs to score and train."""
+    rows = math.ceil(settings.groups / settings.mini_batch) * settings.mini_batch * settings.group_size
+    steps = [
+        StepTokens(
+            generated=step.generated_tokens,
+            generated_rows=int(step.rollouts),
+            trained=step.trained_tokens,
+            trained_rows=rows,
+            scoring_passes=settings.scoring_passes,
+            epochs=settings.epochs,
         )
         for step in table.itertuples()
     ]
-    table["generate_flops"], table["train_flops"] = np.array(flops).T
-    return table
+    return np.array([step_flops(shape, step) for step in steps])
 
 
 def _column(log: pd.DataFrame, key: str) -> pd.Series:
@@ -113,7 +115,10 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
             group, session, output = _split_uid(row.get("uid"), path, n)
             if group.startswith("pad"):
                 continue
-            last[group][session] = max(last[group].get(session, (-1, 0.0)), (output, row["score"]))
+            if "score" not in row:
+                raise SgpoError(f"{path}, line {n}: no score - not a rollout dump of verl's")
+            if output >= last[group].get(session, (0, 0.0))[0]:
+                last[group][session] = (output, row["score"])
         if last:
             mixed = [len({score for _, score in sessions.values()}) > 1 for sessions in last.values()]
             shares[int(path.stem)] = sum(mixed) / len(mixed)
@@ -123,5 +128,7 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
 def _split_uid(uid: object, path: Path, n: int) -> tuple[str, str, int]:
     parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
     if len(parts) != 3 or not parts[2].isdigit():
-        raise SgpoError(f"{path}, line {n}: uid {uid!r} is not <group>_<session>_<output> - not a rollout dump of verl's")
+        raise SgpoError(
+            f"{path}, line {n}: uid {uid!r} is not <group>_<session>_<output> - not a rollout dump of verl's"
+        )
     return parts[0], parts[1], int(parts[2])

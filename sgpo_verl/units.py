@@ -1,4 +1,4 @@
-"""Amounts as people read them: 3.1 EFLOP, 1.2 M tokens, 1 h 23 min."""
+"""Amounts as people read them: 3.1 EFLOP, 1.20 M tokens, 1.38 h."""
 
 import math
 
@@ -16,33 +16,32 @@ def scale(largest: float, units: dict[float, str]) -> tuple[float, str]:
 
 def flops(amount: float) -> str:
     """3.1e18 -> "3.10 EFLOP"."""
-    if math.isnan(amount):
-        return "unknown"
-    size, prefix = scale(amount, FLOP_PREFIXES)
-    return f"{_three_digits(amount / size)} {prefix}FLOP"
+    return _amount(amount, {size: f"{prefix}FLOP" for size, prefix in FLOP_PREFIXES.items()})
 
 
 def count(amount: float) -> str:
     """12345 -> "12.3 k"; below 1000 as it is."""
-    if math.isnan(amount):
-        return "unknown"
-    if amount < 1000:
-        return f"{amount:.0f}"
-    size, prefix = scale(amount, COUNT_PREFIXES)
-    return f"{_three_digits(amount / size)} {prefix}"
+    return _amount(amount, COUNT_PREFIXES) if not amount < 1000 else f"{amount:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """4980 -> "1 h 23 min"; 125 -> "2 min 5 s"; 9.5 -> "9.5 s"."""
-    if math.isnan(seconds):
+    """4980 -> "1.38 h"; 125 -> "2.08 min"; 9.5 -> "9.50 s"."""
+    return _amount(seconds, TIME_UNITS)
+
+
+def side_by_side(one: str, other: str) -> str:
+    """Two amounts with their common unit named once: "146 PFLOP", "222 PFLOP" -> "146 / 222 PFLOP"."""
+    number, _, unit = one.partition(" ")
+    return f"{number if unit and other.endswith(' ' + unit) else one} / {other}"
+
+
+def _amount(amount: float, units: dict[float, str]) -> str:
+    if math.isnan(amount):
         return "unknown"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min"
+    if math.isinf(amount):
+        return "never"
+    size, name = scale(amount, units)
+    return f"{_three_digits(amount / size)} {name}"
 
 
 def share(part: float) -> str:

@@ -1,0 +1,78 @@
+"""The curriculum dataloader: what verl's trainer knows as ``train_dataloader``.
+
+verl saves and restores its dataloader's state inside every checkpoint (``data.pt``), before it marks the checkpoint as
+the latest. The method's state and the running totals live in that state, so they can never be older than the weights.
+"""
+
+import uuid
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
+
+from sgpo_verl import __version__
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.methods.base import Method
+from sgpo_verl.metrics import Ledger
+from sgpo_verl.prompts import Prompts, identify
+
+PROMPT_KEY = "sgpo_prompt_key"  # batch field that carries a prompt's identity to its outcome
+ROLLOUT_N = "__rollout_n__"  # batch field in which verl's agent loop reads the number of rollouts of a prompt
+
+
+def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
+    """Identities of a verl dataset's rows. Text columns are read at once; other dataset classes row by row."""
+    if len(dataset) == 0:
+        return identify([], [], [], duplicates)
+    if type(dataset).__getitem__ is RLHFDataset.__getitem__:
+        frame = dataset.dataframe
+        names = frame.column_names
+        extra = frame["extra_info"] if "extra_info" in names else [None] * len(frame)
+        truth = frame["reward_model"] if "reward_model" in names else [None] * len(frame)
+        rows = zip(frame["data_source"], extra, frame[dataset.prompt_key], truth, strict=True)
+    else:
+        items = (dataset[i] for i in range(len(dataset)))
+        rows = ((r["data_source"], r.get("extra_info"), r["raw_prompt"], r.get("reward_model")) for r in items)
+    sources, indices, contents = [], [], []
+    for source, extra_info, messages, reward_model in rows:
+        sources.append(source)
+        indices.append((extra_info or {}).get("index"))
+        contents.append([messages, (reward_model or {}).get("ground_truth")])
+    return identify(sources, indices, contents, duplicates)
+
+
+class CurriculumDataLoader:
+    """Rows of the groups that the method chooses, one batch per call; and the state that a checkpoint must hold.
+
+    dataset: verl's. prompts: identities of its rows. method: decides. ledger: running totals of the run's cost.
+    """
+
+    def __init__(self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger):
+        self.dataset, self.method, self.ledger = dataset, method, ledger
+        self._row_of = dict(zip(prompts.keys_P, prompts.rows_P.tolist(), strict=True))
+
+    def next_batch(self, rollouts: int) -> dict[str, Any]:
+        """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""
+        groups = self.method.next_groups(rollouts)
+        batch = collate_fn([self.dataset[self._row_of[key]] for key, _ in groups])
+        batch["uid"] = np.array([str(uuid.uuid4()) for _ in groups], dtype=object)
+        batch[PROMPT_KEY] = np.array([key for key, _ in groups], dtype=object)
+        batch[ROLLOUT_N] = np.array([n for _, n in groups], dtype=object)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sgpo_verl": __version__,
+            "method": self.method.state_dict(),
+            "ledger": self.ledger.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "sgpo_verl" not in state:
+            raise SgpoError(
+                "checkpoint: written by stock verl, without +sgpo; start from its weights in a new run "
+                "(actor_rollout_ref.model.path), or resume it without +sgpo"
+            )
+        self.method.load_state_dict(state["method"])
+        self.ledger.load_state_dict(state["ledger"])

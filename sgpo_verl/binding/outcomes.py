@@ -1,0 +1,58 @@
+"""verl's sampled rows -> the core's outcomes and token counts."""
+
+import math
+from collections.abc import Sequence
+
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+
+from sgpo_verl.binding.estimator import last_output_rows
+from sgpo_verl.config import Settings
+from sgpo_verl.cost import StepTokens
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.methods.base import Outcome
+from sgpo_verl.plan import RunNumbers
+from sgpo_verl.rewards import succeeded
+
+
+def outcomes_of(keys: Sequence[str], data: TensorDict, settings: Settings) -> list[Outcome]:
+    """One outcome per group of a sampled batch.
+
+    keys: "{uid}_{session}_{output}" per row. data: rm_scores (nested, (N, T)), extra_fields and the prompt key per row.
+    Raises SgpoError naming the prompt whose reward is NaN.
+    """
+    scores_N = data["rm_scores"].sum(dim=1).tolist()
+    extra_N, prompt_N = list(data["extra_fields"]), list(data["sgpo_prompt_key"])
+    groups: dict[str, list[int]] = {}
+    for row in sorted(set(last_output_rows(keys).tolist())):
+        groups.setdefault(keys[row].split("_")[0], []).append(row)
+    outcomes = []
+    for rows in groups.values():
+        if any(math.isnan(scores_N[row]) for row in rows):
+            raise SgpoError(f"reward function: NaN for a rollout of prompt {prompt_N[rows[0]]}; return a number")
+        infos = [extra_N[row].get("reward_extra_info", {}) for row in rows]
+        wins = sum(succeeded(scores_N[r], info, settings) for r, info in zip(rows, infos, strict=True))
+        mean = sum(scores_N[row] for row in rows) / len(rows)
+        outcomes.append(Outcome(prompt_N[rows[0]], len(rows), wins, mean))
+    return outcomes
+
+
+def tokens_of(batch: KVBatchMeta, numbers: RunNumbers) -> tuple[StepTokens, int]:
+    """Token counts of a balanced batch, and how many of its rows are padding that verl added."""
+    prompt_of: dict[str, int] = {}
+    responses = padding = 0
+    for key, tag in zip(batch.keys, batch.tags, strict=True):
+        if tag.get("is_padding", False):
+            padding += 1
+            continue
+        prompt_of.setdefault(key.split("_")[0], tag["prompt_len"])
+        responses += tag["response_len"]
+    tokens = StepTokens(
+        generated=sum(prompt_of.values()) + responses,
+        generated_rows=len(batch.keys) - padding,
+        trained=sum(tag["seq_len"] for tag in batch.tags),
+        trained_rows=len(batch.keys),
+        scoring_passes=numbers.scoring_passes,
+        epochs=numbers.ppo_epochs,
+    )
+    return tokens, padding

@@ -1,0 +1,66 @@
+"""Bad input ends with one clear line, before a GPU is touched: a Hydra callback that ``+sgpo=...`` brings along.
+
+It runs in the process that the user started. What only the data can show is checked in the trainer, with the same
+words; when that fails, the line is repeated here, after Ray's traceback.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from sgpo_verl.binding.verl_version import check_verl_version
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.plan import make_plan
+from sgpo_verl.profile import differences, load_profile
+from sgpo_verl.provenance import describe
+from sgpo_verl.run_config import check_supported, numbers_of, settings_of
+
+
+class Preflight(Callback):
+    """Refuses a run that cannot work, in the first second, and says why a run died of bad input."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            check_run(OmegaConf.to_container(ours, resolve=True))
+        except SgpoError as error:
+            _refuse(error)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        # Ray raises an error that is an instance of the worker's own class, with the original in ``cause``.
+        failure = job_return._return_value if job_return.status == JobStatus.FAILED else None
+        if isinstance(failure, SgpoError):
+            _refuse(getattr(failure, "cause", failure))
+
+
+def check_run(config: dict[str, Any]) -> None:
+    """Everything that the resolved configuration alone can tell. Raises SgpoError."""
+    check_verl_version()
+    check_supported(config)
+    settings, numbers = settings_of(config), numbers_of(config)
+    wanted = describe(config, settings.success_threshold, settings.seed, chat_template="")
+    if settings.profile.path is None:
+        return
+    profile = load_profile(settings.profile.path)
+    lines = [d for d in differences(profile.metadata, wanted) if not d.startswith("chat_template")]
+    if lines and not settings.profile.allow_mismatch:
+        raise SgpoError(mismatch(Path(settings.profile.path), lines))
+    make_plan(profile, settings, numbers)
+
+
+def mismatch(path: Path, lines: list[str]) -> str:
+    """The words for a profile of another model, data, sampling or reward."""
+    return (
+        f"{path}: is not a profile of this run ({'; '.join(lines)}): profile again with `sgpo profile`, or set "
+        "sgpo.profile.allow_mismatch=true"
+    )
+
+
+def _refuse(error: SgpoError) -> NoReturn:
+    sys.stdout.flush()
+    print(f"sgpo: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,123 @@
+"""A training run's plan, from its configuration and data: profile (made on the spot if none is given), plan, method."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from verl.utils.fs import copy_to_local
+
+from sgpo_verl.binding.dataloader import CurriculumDataLoader, identify_dataset
+from sgpo_verl.binding.preflight import mismatch
+from sgpo_verl.binding.profiler import profile_dataset
+from sgpo_verl.config import Settings
+from sgpo_verl.cost import ModelShape, shape_from_config
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.methods.base import Method
+from sgpo_verl.metrics import Ledger
+from sgpo_verl.plan import Plan, make_plan
+from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile, save_profile
+from sgpo_verl.prompts import Prompts
+from sgpo_verl.provenance import describe
+from sgpo_verl.run_config import check_supported, numbers_of, settings_of
+
+logger = logging.getLogger("sgpo_verl")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the trainer asks."""
+
+    settings: Settings
+    plan: Plan
+    method: Method
+    dataloader: CurriculumDataLoader
+    ledger: Ledger
+    shape: ModelShape
+
+    @classmethod
+    def start(cls, config: DictConfig, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> "Session":
+        """Everything up to the first step. Raises SgpoError before any model is loaded if something does not fit."""
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        check_supported(plain)
+        settings, numbers = settings_of(plain), numbers_of(plain)
+        prompts = identify_dataset(dataset, settings.duplicates)
+        wanted = metadata_for(plain, settings, tokenizer)
+        profile = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
+        plan = make_plan(profile, settings, numbers)
+        shape = model_shape(config)
+        made = profile.metadata
+        ledger = Ledger.after_profile(shape, made.total_tokens, profile.samples, made.seconds)
+        method = plan.method()
+        phases = [(p.group_size, len(p.prompts_M), s) for p, s in zip(plan.phases, plan.steps, strict=True)]
+        logger.warning("sgpo: %d steps; phases (group size, prompts, steps): %s", plan.total_steps, phases)
+        return cls(settings, plan, method, CurriculumDataLoader(dataset, prompts, method, ledger), ledger, shape)
+
+
+def metadata_for(plain: dict[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase) -> ProfileMetadata:
+    """What a profile for this run must say of itself."""
+    return describe(plain, settings.success_threshold, settings.seed, str(tokenizer.chat_template))
+
+
+def model_shape(config: DictConfig) -> ModelShape:
+    """Of actor_rollout_ref.model.path, wherever verl finds it."""
+    model = config.actor_rollout_ref.model
+    hf_config = AutoConfig.from_pretrained(
+        copy_to_local(model.path), trust_remote_code=model.get("trust_remote_code", False)
+    )
+    return shape_from_config(hf_config.to_dict(), f"{model.path}/config.json")
+
+
+def _profile_for(
+    config: DictConfig,
+    dataset: Dataset,
+    prompts: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    wanted: ProfileMetadata,
+) -> Profile:
+    """The profile at sgpo.profile.path; else the one of an earlier start of this run; else a new one."""
+    own = Path(config.trainer.default_local_dir) / "sgpo" / "profile.parquet"
+    path = Path(settings.profile.path) if settings.profile.path else own
+    if settings.profile.path or own.exists():
+        profile = load_profile(path)
+        check_match(profile.metadata, wanted, path, settings.profile.allow_mismatch)
+    else:
+        progress = plain_progress(len(prompts), settings.profile.n)
+        profile = profile_dataset(config, dataset, prompts, tokenizer, settings, wanted, progress)
+        logger.warning("sgpo: profile written to %s", save_profile(profile, path))
+    return profile.align(prompts.keys_P, str(path))
+
+
+def check_match(made: ProfileMetadata, wanted: ProfileMetadata, path: Path, allow: bool) -> None:
+    """Refuse a profile of something else. Raises SgpoError naming every field that differs."""
+    lines = differences(made, wanted)
+    if lines and not allow:
+        raise SgpoError(mismatch(path, lines))
+    if lines:
+        logger.warning("sgpo: %s is of another run, used all the same: %s", path, "; ".join(lines))
+
+
+def plain_progress(prompts: int, n: int, every: float = 10.0) -> Callable[[int, int], None]:
+    """A line at most every ``every`` seconds, for logs."""
+    start = last = time.perf_counter()
+
+    def show(done: int, successes: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= every or done == prompts:
+            last = now
+            rate = done * n / max(now - start, 1e-9)
+            print(
+                f"sgpo: profiled {done}/{prompts} prompts, {rate:.0f} samples/s, pass rate {successes / (done * n):.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return show

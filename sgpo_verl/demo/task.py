@@ -1,0 +1,115 @@
+"""The demo's task: double a number. The longer the number, the more often the base model slips.
+
+A prompt is a number of 1 to 8 digits, the answer its double, written one place longer so that digits stay aligned:
+
+    "4738" -> "09476"        "8231" -> "16462"
+
+The base model learns from demonstrations of which a share that grows with the length (SLIPS) has one wrong digit. So it
+knows the skill and answers noisily: pass rates fall from about 1 to about 0 with the length, and RL has something to
+sharpen. The training pool is what real data sets are like: 35% trivial, 35% hopeless (their ground truth is wrong), 30%
+worth learning. One row of data/train.parquet:
+
+    {"data_source": "sgpo_demo/double", "prompt": [{"role": "user", "content": "4738"}], "ability": "arithmetic",
+     "reward_model": {"style": "rule", "ground_truth": "09476"}, "extra_info": {"index": 17, "split": "train"}}
+"""
+
+import random
+from pathlib import Path
+
+import pandas as pd
+
+DATA_SOURCE = "sgpo_demo/double"
+SLIPS = (0.01, 0.02, 0.05, 0.30, 0.55, 0.75, 0.88, 0.96)  # share of wrong demonstrations for 1, 2, ... 8 digits
+MAX_LENGTH = len(SLIPS)
+TRIVIAL, LEARNABLE, HOPELESS = (2, 3), (4, 5, 6, 7, 8), (6, 7, 8)  # lengths of each kind of row
+TRIVIAL_SHARE = HOPELESS_SHARE = 0.35
+
+# GRPO's 40 steps of 16 prompts see 640 prompts: one pass, as RL on a real data set is. Fixed before any run of sGPO.
+POOL_SIZE = 640
+VALIDATION_SIZE = 64  # sampled four times each: as many rollouts as two training steps
+
+
+def answer(number: str) -> str:
+    """The double of a decimal number, zero-padded to one place more than the number has."""
+    return str(2 * int(number)).zfill(len(number) + 1)
+
+
+def draw(rng: random.Random, length: int) -> str:
+    """A number of exactly ``length`` digits, the first of them not 0."""
+    return str(rng.randrange(10 ** (length - 1), 10**length))
+
+
+def demonstration(rng: random.Random, length: int) -> tuple[str, str]:
+    """(number, answer) for training the base model; with probability SLIPS[length - 1] one digit of it is wrong."""
+    number = draw(rng, length)
+    text = answer(number)
+    if rng.random() < SLIPS[length - 1]:
+        text = slip(rng, text)
+    return number, text
+
+
+def slip(rng: random.Random, text: str) -> str:
+    """``text`` with one digit, chosen at random, replaced by another."""
+    place = rng.randrange(len(text))
+    other = rng.choice([digit for digit in "0123456789" if digit != text[place]])
+    return text[:place] + other + text[place + 1 :]
+
+
+def wrong_answer(rng: random.Random, number: str) -> str:
+    """A ground truth that nobody who doubles ``number``, with or without one slip, will ever give."""
+    right = answer(number)
+    while True:
+        text = "".join(rng.choice("0123456789") for _ in right)
+        if sum(a != b for a, b in zip(text, right, strict=True)) >= 4:
+            return text
+
+
+def train_rows(size: int, seed: int) -> list[dict]:
+    """The training pool, shuffled: ``size`` distinct numbers, 35% trivial, 35% hopeless, 30% worth learning."""
+    rng = random.Random(f"train {seed}")
+    seen: set[str] = set()
+    trivial, hopeless = int(size * TRIVIAL_SHARE), int(size * HOPELESS_SHARE)
+    pairs = [(n, answer(n)) for n in _distinct(rng, trivial, TRIVIAL, seen)]
+    pairs += [(n, wrong_answer(rng, n)) for n in _distinct(rng, hopeless, HOPELESS, seen)]
+    pairs += [(n, answer(n)) for n in _distinct(rng, size - trivial - hopeless, LEARNABLE, seen)]
+    rng.shuffle(pairs)
+    return _rows(pairs, "train")
+
+
+def validation_rows(size: int, seed: int, train: list[dict]) -> list[dict]:
+    """``size`` distinct numbers of the lengths worth learning, none of them in ``train``, all with the right answer."""
+    rng = random.Random(f"validation {seed}")
+    seen = {row["prompt"][0]["content"] for row in train}
+    return _rows([(n, answer(n)) for n in _distinct(rng, size, LEARNABLE, seen)], "val")
+
+
+def _distinct(rng: random.Random, count: int, lengths: tuple[int, ...], seen: set[str]) -> list[str]:
+    """``count`` numbers, the lengths in turn, that are not in ``seen``; adds them to it."""
+    numbers: list[str] = []
+    while len(numbers) < count:
+        number = draw(rng, lengths[len(numbers) % len(lengths)])
+        if number not in seen:
+            seen.add(number)
+            numbers.append(number)
+    return numbers
+
+
+def _rows(pairs: list[tuple[str, str]], split: str) -> list[dict]:
+    return [
+        {
+            "data_source": DATA_SOURCE,
+            "prompt": [{"role": "user", "content": number}],
+            "ability": "arithmetic",
+            "reward_model": {"style": "rule", "ground_truth": truth},
+            "extra_info": {"index": index, "split": split},
+        }
+        for index, (number, truth) in enumerate(pairs)
+    ]
+
+
+def write(folder: Path, seed: int) -> None:
+    """Write ``train.parquet`` and ``val.parquet`` into ``folder``, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = train_rows(POOL_SIZE, seed)
+    pd.DataFrame(train).to_parquet(folder / "train.parquet")
+    pd.DataFrame(validation_rows(VALIDATION_SIZE, seed, train)).to_parquet(folder / "val.parquet")

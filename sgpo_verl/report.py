@@ -1,0 +1,97 @@
+"""Run directories -> one HTML page that stands alone: finding, headline table, figures, totals, what was run.
+
+Only reads files; nothing in training feeds it. ``compare`` gives the same numbers for a terminal.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from sgpo_verl import units, wording
+from sgpo_verl.comparison import Comparison, compare
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.headline import MEASURES
+from sgpo_verl.methodrow import MethodRow
+from sgpo_verl.runs import Run
+
+__all__ = ["Comparison", "compare", "write"]
+
+
+def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> list[Path]:
+    """Writes the page, and a PNG of each figure into ``<stem>_files/`` beside it; returns what was written, page first.
+
+    metric: see ``headline.evaluations``. Files appear whole or not at all. Raises SgpoError for runs that cannot be
+    compared and for a place that cannot be written to.
+    """
+    from sgpo_verl.figures import pictures
+
+    out_html = Path(out_html)
+    comparison = compare(runs, metric)
+    drawn = pictures(comparison)
+    files = {out_html: render(comparison, drawn).encode()}
+    folder = out_html.with_name(f"{out_html.stem}_files")
+    files |= {folder / f"{picture.name}.png": picture.png for picture in drawn}
+    for path, content in files.items():
+        _write_whole(path, content)
+    return list(files)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(content)
+        # A temporary file is its owner's alone; a report is read by others.
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise SgpoError(f"{path}: cannot be written ({error.strerror}) - choose another place") from None
+
+
+def render(comparison: Comparison, drawn: list) -> str:
+    """The page. drawn: Pictures of ``figures.py``."""
+    import jinja2
+
+    from sgpo_verl.palette import css_variables
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        pictures=drawn,
+        headline=[_headline_cells(row) for row in comparison.rows],
+        totals=[_total_cells(row) for row in comparison.rows],
+        runs=[_run_cells(run) for run in comparison.runs],
+        budget=units.flops(comparison.budget),
+        target=wording.accuracy_text(comparison.target),
+        light=css_variables(dark=False),
+        dark=css_variables(dark=True),
+    )
+
+
+def _headline_cells(row: MethodRow) -> dict:
+    """Each cell: what is shown large, then small lines."""
+    costs = [(*wording.ratio_text(row, measure), wording.sides_text(row, measure)) for measure in MEASURES]
+    accuracies = [wording.accuracy_text(row.equal_flops), wording.accuracy_text(row.final)]
+    cells = [*costs, *accuracies, wording.range_text(row.frac_mixed, units.share)]
+    return {"label": (row.label, wording.reached_text(row)), "cells": cells}
+
+
+def _total_cells(row: MethodRow) -> dict:
+    costs = [wording.range_text(row.totals[measure], wording.MEASURE_FORMATS[measure]) for measure in MEASURES]
+    shares = [
+        wording.range_text(value, units.share) for value in (row.profile_share, row.padding_share, row.plugin_share)
+    ]
+    return {"label": (row.label,), "cells": [*costs, *shares]}
+
+
+def _run_cells(run: Run) -> dict:
+    return {
+        "label": run.label,
+        "seed": "–" if run.seed is None else str(run.seed),
+        "steps": f"{run.log.index[0]}–{run.log.index[-1]}",
+        "model": run.model,
+        "commit": run.commit or "–",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()) or "–",
+        "path": str(run.path),
+    }

@@ -1,0 +1,110 @@
+"""What we read from verl's configuration, in one place: a composed training config in, our settings and numbers out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgpo_verl.config import Settings, load_settings
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.plan import RunNumbers
+
+SUPPORTED_VERL = ">=0.9.1,<0.10"
+
+
+def compose(arguments: Sequence[str]) -> dict[str, Any]:
+    """The configuration that ``python -m verl.trainer.main_ppo <arguments>`` would train with, resolved.
+
+    arguments: Hydra overrides, and Hydra's ``--config-dir DIR`` / ``--config-name NAME`` as on that command line.
+    verl is located but not imported. Raises SgpoError with Hydra's own first lines if it does not compose.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    flags, overrides = _split_arguments(arguments)
+    if "config_dir" in flags:
+        folder = Path(flags["config_dir"]).resolve()
+        if not folder.is_dir():
+            raise SgpoError(f"--config-dir {flags['config_dir']}: no such folder")
+        overrides = [*overrides, f"hydra.searchpath=[file://{folder}]"]
+    try:
+        with initialize_config_dir(config_dir=str(_verl_config_dir()), version_base=None):
+            config = hydra_compose(flags.get("config_name", "ppo_trainer"), overrides=overrides)
+        return OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise SgpoError("the configuration does not compose: " + " ".join(lines[:2])) from None
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    flags, overrides, rest = {}, [], list(arguments)
+    names = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if name not in names:
+            if word.startswith("-"):
+                raise SgpoError(f"{word}: unknown option; Hydra overrides look like key=value")
+            overrides.append(word)
+        elif value or rest:
+            flags[names[name]] = value or rest.pop(0)
+        else:
+            raise SgpoError(f"{name}: needs a value")
+    return flags, overrides
+
+
+def _verl_config_dir() -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        raise SgpoError(f"verl is not installed here: pip install 'verl{SUPPORTED_VERL}'")
+    return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """The settings under ``sgpo:``; the paper's defaults if the configuration has none."""
+    node = config.get("sgpo")
+    if node is not None and not isinstance(node, Mapping):
+        raise SgpoError(f"sgpo={node!r}: the settings are a group; write +sgpo=paper (with the plus sign)")
+    return load_settings(node or {})
+
+
+def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
+    """Batch, mini-batch and length of the training run. Raises SgpoError naming a key that is missing or not positive."""
+    actor, trainer = config["actor_rollout_ref"]["actor"], config["trainer"]
+    required = {
+        "data.train_batch_size": config["data"]["train_batch_size"],
+        "actor_rollout_ref.rollout.n": config["actor_rollout_ref"]["rollout"]["n"],
+        "actor_rollout_ref.actor.ppo_mini_batch_size": actor["ppo_mini_batch_size"],
+        "trainer.total_epochs": trainer["total_epochs"],
+    }
+    for key, value in required.items():
+        if not isinstance(value, int) or value < 1:
+            raise SgpoError(f"{key}={value!r}: must be a positive integer")
+    steps = trainer["total_training_steps"]
+    if steps is not None and steps < 1:
+        raise SgpoError(f"trainer.total_training_steps={steps!r}: must be positive, or null")
+    correction = config["algorithm"].get("rollout_correction") or {}
+    reference = actor["use_kl_loss"] or config["algorithm"]["use_kl_in_reward"]
+    return RunNumbers(
+        *required.values(),
+        total_training_steps=steps,
+        scoring_passes=(0 if correction.get("bypass_mode") else 1) + bool(reference),
+        ppo_epochs=actor["ppo_epochs"],
+    )
+
+
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Refuse what cannot work together with us. Raises SgpoError naming the key, the reason and the way out."""
+    if not config["trainer"]["use_v1"]:
+        raise SgpoError("trainer.use_v1=False: sgpo plugs into verl's V1 trainer; leave trainer.use_v1 at True")
+    if config["algorithm"]["filter_groups"]["enable"]:
+        raise SgpoError(
+            "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
+            "plan with its own; use one of the two"
+        )
+    if config["data"].get("gen_batch_size") not in (None, config["data"]["train_batch_size"]):
+        raise SgpoError("data.gen_batch_size: the plan decides what a step generates; leave it at null")
