@@ -52,7 +52,9 @@ class CurriculumSettings(_Node):
     """In which order: one phase per group size, easy (small groups) to hard (large groups)."""
 
     until: Literal["epochs", "steps", "plateau"] = Field("epochs", description="What ends a phase.")
-    epochs: int = Field(1, ge=1, description="Passes over a phase's prompts, where trainer.total_training_steps is null.")
+    epochs: int = Field(
+        1, ge=1, description="Passes over a phase's prompts, where trainer.total_training_steps is null."
+    )
     steps: list[int] | None = Field(None, description="Steps of each phase, easy to hard, for until=steps.")
     window: int = Field(5, ge=1, description="until=plateau: steps averaged on either side of the comparison.")
     min_gain: float = Field(0.01, description="until=plateau: a phase ends when its mean reward gained less than this.")
@@ -75,10 +77,13 @@ class Settings(_Node):
     method: Literal["paper"] = Field("paper", description="paper: sGPO as published.")
     seed: int = Field(0, description="Of every random choice made here: profile samples, sub-sampling, order.")
     success_threshold: float = Field(
-        0.5, description="A rollout succeeds if the reward function's acc, or its score where it has none, is at least this."
+        0.5,
+        description="A rollout succeeds if the reward function's acc, or its score where it has none, is at least this.",
     )
     graded_rewards: bool = Field(False, description="Accept scores other than 0 and 1; success is by the threshold.")
-    duplicates: Literal["error", "first"] = Field("error", description="Rows that are the same prompt: refuse, or keep one.")
+    duplicates: Literal["error", "first"] = Field(
+        "error", description="Rows that are the same prompt: refuse, or keep one."
+    )
     profile: ProfileSettings = ProfileSettings()
     filter: FilterSettings = FilterSettings()
     group_size: GroupSizeSettings = GroupSizeSettings()

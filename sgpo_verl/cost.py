@@ -56,8 +56,11 @@ def shape_from_config(config: dict, source: str = "config.json") -> ModelShape:
     experts = config.get("num_experts") or config.get("num_local_experts") or config.get("n_routed_experts") or 0
     if experts:
         width = config.get("moe_intermediate_size") or dense_width
+        routed = config.get("num_experts_per_tok")
+        if routed is None:
+            raise SgpoError(f"{source}: has experts but no num_experts_per_tok - cannot tell the model's FLOPs from it")
         shared = config.get("shared_expert_intermediate_size") or width * (config.get("n_shared_experts") or 0)
-        mlp = 3 * hidden * (width * config["num_experts_per_tok"] + shared) + hidden * experts
+        mlp = 3 * hidden * (width * routed + shared) + hidden * experts
     else:
         mlp = 3 * hidden * dense_width
     return ModelShape(parameters=layers * (attention + mlp), attention=layers * heads * head_size)
@@ -76,22 +79,39 @@ def shape_from_path(model_path: str | Path) -> ModelShape:
 class StepTokens:
     """What one training step processed.
 
-    generated: prompt tokens once per group (the prefix is shared) plus every response token.
-    generated_rows: sequences sampled. trained: tokens of all rows that were scored and updated on, prompt and
-    response, padding rows included. trained_rows: those rows. scoring_passes: 1 for old log-probs, 2 with a reference
-    model, 0 where the rollout's own log-probs are used (verl's bypass mode). epochs: passes of the update.
+    Generated: ``groups`` prompts of ``prompt_tokens`` in all (once per group: the prefix is shared), from them ``rows``
+    sequences of ``response_tokens`` in all. Trained: ``trained`` tokens in ``trained_rows`` rows, prompt and response,
+    padding rows included. scoring_passes: 1 for old log-probs, 2 with a reference model, 0 where the rollout's own
+    log-probs are used (verl's bypass mode). epochs: passes of the update.
     """
 
-    generated: float
-    generated_rows: int
-    trained: float
-    trained_rows: int
+    groups: float
+    prompt_tokens: float
+    rows: float
+    response_tokens: float
+    trained: float = 0.0
+    trained_rows: float = 0.0
     scoring_passes: int = 1
     epochs: int = 1
+
+    @property
+    def generated(self) -> float:
+        """Tokens that went through the model while sampling."""
+        return self.prompt_tokens + self.response_tokens
+
+
+def generate_flops(shape: ModelShape, step: StepTokens) -> float:
+    """FLOPs to sample: 2 N T + 2 A (groups P^2 + rows (2 P R + R^2)), P and R the mean prompt and response lengths.
+
+    A row of length P + R costs 2 A (P + R)^2 of attention, of which the prompt's own 2 A P^2 are paid once per group.
+    """
+    prompt = step.prompt_tokens / step.groups if step.groups else 0.0
+    response = step.response_tokens / step.rows if step.rows else 0.0
+    positions = step.groups * prompt**2 + step.rows * (2 * prompt * response + response**2)
+    return 2.0 * shape.parameters * step.generated + 2.0 * shape.attention * positions
 
 
 def step_flops(shape: ModelShape, step: StepTokens) -> tuple[float, float]:
     """(FLOPs to generate, FLOPs to score and train) of one step."""
-    generate = shape.forward_flops(step.generated, step.generated_rows)
     forward = shape.forward_flops(step.trained, step.trained_rows)
-    return generate, (step.scoring_passes + 3 * step.epochs) * forward
+    return generate_flops(shape, step), (step.scoring_passes + 3 * step.epochs) * forward

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sgpo_verl.cost import ModelShape, StepTokens, step_flops
+from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
 from sgpo_verl.methods.base import Outcome
+from sgpo_verl.profile import Profile
 
 
 def group_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -34,17 +35,19 @@ class Ledger:
     seconds_profile: float = 0.0
 
     @classmethod
-    def after_profile(cls, shape: ModelShape, tokens: float, samples: int, seconds: float) -> "Ledger":
-        """The state before the first step: the profile's ``tokens`` went through one forward pass."""
+    def after_profile(cls, shape: ModelShape, profile: Profile) -> "Ledger":
+        """The state before the first step: the profile's samples have been generated."""
         return cls(
-            flops_profile=shape.forward_flops(tokens, samples), rollouts_profile=samples, seconds_profile=seconds
+            flops_profile=generate_flops(shape, profile.tokens()),
+            rollouts_profile=profile.samples,
+            seconds_profile=profile.metadata.seconds,
         )
 
     def add(self, shape: ModelShape, step: StepTokens) -> None:
         generate, train = step_flops(shape, step)
         self.flops_generate += generate
         self.flops_train += train
-        self.rollouts_generated += step.generated_rows
+        self.rollouts_generated += int(step.rows)
         self.tokens_trained += step.trained * step.epochs
 
     def metrics(self) -> dict[str, float]:
@@ -71,7 +74,7 @@ def step_metrics(outcomes: Sequence[Outcome], step: StepTokens, padding: int) ->
     """What one step generated and trained. padding: rows verl added to fill up a batch; they are in ``step.trained``."""
     return {
         **group_metrics(outcomes),
-        "rollouts/generated": step.generated_rows,
+        "rollouts/generated": step.rows,
         "rollouts/trained": step.trained_rows - padding,
         "rollouts/padding": padding,
         "tokens/generated": step.generated,

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from sgpo_verl.config import Settings
-from sgpo_verl.cost import ModelShape, StepTokens, step_flops
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods.paper import Class, Paper, Phase, classify, group_size, phases
+from sgpo_verl.methods.paper import Paper, Phase, classify, group_size, phases
 from sgpo_verl.profile import Profile
 
 
@@ -38,10 +37,9 @@ class RunNumbers:
         return -(-self.train_batch_size // self.mini_batch_size)
 
     def stock_steps(self, prompts: int) -> int:
-        """Steps of stock verl on ``prompts`` prompts."""
-        if self.total_training_steps is not None:
-            return self.total_training_steps
-        return prompts // self.train_batch_size * self.total_epochs
+        """Steps of stock verl on ``prompts`` prompts: its loop ends at whichever of the two limits comes first."""
+        epochs = prompts // self.train_batch_size * self.total_epochs
+        return epochs if self.total_training_steps is None else min(epochs, self.total_training_steps)
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,11 @@ class Plan:
     @property
     def total_steps(self) -> int:
         return sum(self.steps)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that one pass over every phase takes: what an epoch is to stock verl."""
+        return sum(-(-p.rollouts_per_pass // r) for p, r in zip(self.phases, self.rollouts, strict=True))
 
     @property
     def keys_P(self) -> np.ndarray:
@@ -177,69 +180,3 @@ def share(weights: Sequence[int], total: int) -> list[int]:
     for i in by_remainder[: spare - sum(parts)]:
         parts[i] += 1
     return [part + 1 for part in parts]
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Expected cost of a run: rollouts, tokens and FLOPs, the profile's share, and the share of groups that are mixed."""
-
-    steps: int
-    rollouts: int
-    generated_tokens: float
-    trained_tokens: float
-    flops: float
-    flops_profile: float
-    mixed: float
-
-
-def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
-    """(stock GRPO on all prompts, this plan): lengths and pass rates as profiled, nothing learned on the way.
-
-    shape: of the model; without it FLOPs are 0.
-    """
-    shape = shape or ModelShape(0, 0)
-    table, numbers = plan.profile.table, plan.numbers
-    everyone_P = np.arange(len(table))
-    steps = numbers.stock_steps(len(table))
-    stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n)]
-    ours = [
-        (p.prompts_M, p.group_size, s, r) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)
-    ]
-    profile_flops = shape.forward_flops(plan.profile.metadata.total_tokens, plan.profile.samples)
-    return _forecast(plan, shape, stock, 0, 0.0), _forecast(plan, shape, ours, plan.profile.samples, profile_flops)
-
-
-def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
-    table, numbers = plan.profile.table, plan.numbers
-    pass_rate_P = (table["successes"] / table["trials"]).to_numpy()
-    prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
-    totals, groups, mixed = np.zeros(4), 0, 0.0
-    for rows_M, size, steps, rollouts in parts:
-        p_M = pass_rate_P[rows_M]
-        prompt, response = prompt_P[rows_M].mean(), response_P[rows_M].mean()
-        step = StepTokens(
-            generated=rollouts * (prompt / size + response),
-            generated_rows=rollouts,
-            trained=rollouts * (prompt + response),
-            trained_rows=rollouts,
-            scoring_passes=numbers.scoring_passes,
-            epochs=numbers.ppo_epochs,
-        )
-        totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
-        count = steps * (rollouts // size)
-        groups += count
-        mixed += count * float((1 - p_M**size - (1 - p_M) ** size).mean())
-    return Forecast(
-        steps=sum(part[2] for part in parts),
-        rollouts=int(totals[0]) + samples,
-        generated_tokens=totals[1],
-        trained_tokens=totals[2],
-        flops=totals[3] + profile_flops,
-        flops_profile=profile_flops,
-        mixed=mixed / groups if groups else 0.0,
-    )
-
-
-def class_counts(plan: Plan) -> dict[str, int]:
-    """Prompts per class, by name."""
-    return {c.name.lower(): int((plan.class_P == c).sum()) for c in Class}

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgpo_verl.cost import StepTokens
 from sgpo_verl.errors import SgpoError
 
 SCHEMA = pa.schema(
@@ -73,6 +74,16 @@ class Profile:
     @property
     def samples(self) -> int:
         return int(self.table["trials"].sum())
+
+    def tokens(self) -> StepTokens:
+        """What the samples took to generate."""
+        table = self.table
+        return StepTokens(
+            groups=len(table),
+            prompt_tokens=float(table["prompt_tokens"].sum()),
+            rows=self.samples,
+            response_tokens=float((table["trials"] * table["response_tokens_mean"]).sum()),
+        )
 
     def align(self, keys_P: np.ndarray, source: str = "profile") -> "Profile":
         """This profile's rows in the order of ``keys_P``, and only those.
@@ -131,13 +142,14 @@ def load_profile(path: str | Path) -> Profile:
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise SgpoError(f"{path}: lacks the column(s) {', '.join(missing)}; is it a profile written by `sgpo profile`?")
+    metadata = _metadata(table.schema.metadata or {}, path)
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise SgpoError(f"{path}: a column has the wrong type ({str(error).splitlines()[0]})") from None
     frame = table.to_pandas()
     _check_rows(frame, path)
-    return Profile(frame, _metadata(table.schema.metadata or {}, path))
+    return Profile(frame, metadata)
 
 
 def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:

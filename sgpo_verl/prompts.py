@@ -50,7 +50,9 @@ def identify(
     Raises SgpoError if there are no rows, or naming the first pair of duplicate rows.
     """
     if len(sources) == 0:
-        raise SgpoError("data.train_files: no prompts left to train on (empty file, or all longer than max_prompt_length)")
+        raise SgpoError(
+            "data.train_files: no prompts left to train on (empty file, or all longer than max_prompt_length)"
+        )
     rows = np.arange(len(sources))
     keys = _index_keys(sources, indices)
     if keys is None:

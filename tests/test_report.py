@@ -10,10 +10,11 @@ import re
 import pytest
 from rundirs import METRIC, config, sgpo_run, stock_run, stock_step, validation, write_run
 
-from sgpo_verl import report, units
+from sgpo_verl import report
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.headline import Spread, evaluations, final_accuracy, first_reach, median_ratio
-from sgpo_verl.runs import load_run
+from sgpo_verl.report import units
+from sgpo_verl.report.headline import Spread, evaluations, final_accuracy, first_reach, median_ratio
+from sgpo_verl.report.runs import load_run
 
 STEADY = [0.2, 0.3, 0.4, 0.5, 0.5, 0.5]  # target 0.5, reached at step 3 and held at 4
 

@@ -18,7 +18,7 @@ from rundirs import (
 )
 
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.runs import load_run
+from sgpo_verl.report.runs import load_run
 
 
 def test_stock_costs_follow_from_its_own_log(tmp_path):

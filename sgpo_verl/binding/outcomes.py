@@ -48,8 +48,10 @@ def tokens_of(batch: KVBatchMeta, numbers: RunNumbers) -> tuple[StepTokens, int]
         prompt_of.setdefault(key.split("_")[0], tag["prompt_len"])
         responses += tag["response_len"]
     tokens = StepTokens(
-        generated=sum(prompt_of.values()) + responses,
-        generated_rows=len(batch.keys) - padding,
+        groups=len(prompt_of),
+        prompt_tokens=sum(prompt_of.values()),
+        rows=len(batch.keys) - padding,
+        response_tokens=responses,
         trained=sum(tag["seq_len"] for tag in batch.tags),
         trained_rows=len(batch.keys),
         scoring_passes=numbers.scoring_passes,

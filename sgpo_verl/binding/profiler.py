@@ -1,6 +1,6 @@
 """The profiling worker: N samples of every prompt under the initial policy, scored as training scores them.
 
-    dataset -> prompt ids (verl's own chat templating) -> servers: one request per prompt, N samples -> reward workers -> counts
+dataset -> prompt ids (verl's own chat templating) -> servers: one request per prompt, N samples -> reward workers -> counts
 """
 
 import asyncio
@@ -93,15 +93,17 @@ def profile_dataset(
     builder = create_continuous_token_builder(
         tokenizer,
         hf_model_type=hf_config.model_type,
-        chat_template_kwargs=OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create()),
+        chat_template_kwargs=OmegaConf.to_container(
+            config.data.get("apply_chat_template_kwargs") or OmegaConf.create()
+        ),
     )
     with reward_workers(config) as workers, standalone_servers(config) as addresses:
         job = _Pass(dataset, prompts, builder, sampling, settings, addresses, workers, progress)
         rows = asyncio.run(job.run())
     table = pd.DataFrame(rows, columns=SCHEMA.names)
-    tokens = table["prompt_tokens"] + table["trials"] * table["response_tokens_mean"]
-    seconds = time.perf_counter() - start
-    return Profile(table, replace(metadata, total_tokens=round(float(tokens.sum())), seconds=round(seconds, 1)))
+    seconds = round(time.perf_counter() - start, 1)
+    tokens = round(Profile(table, metadata).tokens().generated)
+    return Profile(table, replace(metadata, total_tokens=tokens, seconds=seconds))
 
 
 class _Pass:

@@ -49,11 +49,10 @@ class Session:
         settings, numbers = settings_of(plain), numbers_of(plain)
         prompts = identify_dataset(dataset, settings.duplicates)
         wanted = metadata_for(plain, settings, tokenizer)
-        profile = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
-        plan = make_plan(profile, settings, numbers)
+        made, path = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
+        plan = make_plan(made.align(prompts.keys_P, str(path)), settings, numbers)
         shape = model_shape(config)
-        made = profile.metadata
-        ledger = Ledger.after_profile(shape, made.total_tokens, profile.samples, made.seconds)
+        ledger = Ledger.after_profile(shape, made)
         method = plan.method()
         phases = [(p.group_size, len(p.prompts_M), s) for p, s in zip(plan.phases, plan.steps, strict=True)]
         logger.warning("sgpo: %d steps; phases (group size, prompts, steps): %s", plan.total_steps, phases)
@@ -81,8 +80,8 @@ def _profile_for(
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     wanted: ProfileMetadata,
-) -> Profile:
-    """The profile at sgpo.profile.path; else the one of an earlier start of this run; else a new one."""
+) -> tuple[Profile, Path]:
+    """(profile, its file): the profile at sgpo.profile.path; else the one of an earlier start of this run; else a new one."""
     own = Path(config.trainer.default_local_dir) / "sgpo" / "profile.parquet"
     path = Path(settings.profile.path) if settings.profile.path else own
     if settings.profile.path or own.exists():
@@ -92,7 +91,7 @@ def _profile_for(
         progress = plain_progress(len(prompts), settings.profile.n)
         profile = profile_dataset(config, dataset, prompts, tokenizer, settings, wanted, progress)
         logger.warning("sgpo: profile written to %s", save_profile(profile, path))
-    return profile.align(prompts.keys_P, str(path))
+    return profile, path
 
 
 def check_match(made: ProfileMetadata, wanted: ProfileMetadata, path: Path, allow: bool) -> None:

@@ -20,6 +20,7 @@ from sgpo_verl.binding import estimator
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
 from sgpo_verl.binding.session import Session
 from sgpo_verl.metrics import step_metrics
+from sgpo_verl.plan import Plan
 
 
 class SgpoTrainer:
@@ -40,20 +41,19 @@ class SgpoTrainer:
         super()._init_dataloader()
         self.sgpo = Session.start(self.config, self.train_dataset, self.tokenizer)
         self.train_dataloader = self.sgpo.dataloader
-        self._train_for(self.sgpo.plan.total_steps)
+        self._follow(self.sgpo.plan)
         self._groups_in_step = 0
         self._plugin_seconds = 0.0
 
-    def _train_for(self, steps: int) -> None:
-        """Make the loop, the progress bar, the epoch count and the LR schedule agree on ``steps``."""
-        self.total_training_steps = steps
-        self.steps_per_epoch = math.ceil(steps / self.config.trainer.total_epochs)
+    def _follow(self, plan: Plan) -> None:
+        """Make the loop, the progress bar, the epoch count and the LR schedule agree with the plan."""
+        steps = self.total_training_steps = plan.total_steps
+        # An epoch is one pass over every phase; verl leaves its loop when total_epochs of them are over.
+        self.steps_per_epoch = max(plan.steps_per_pass, math.ceil(steps / self.config.trainer.total_epochs))
         with open_dict(self.config):
             for optimizer in ("actor_rollout_ref.actor.optim", "critic.optim"):
                 if OmegaConf.select(self.config, optimizer) is not None:
-                    OmegaConf.update(
-                        self.config, f"{optimizer}.total_training_steps", steps * self.parameter_sync_step
-                    )
+                    OmegaConf.update(self.config, f"{optimizer}.total_training_steps", steps * self.parameter_sync_step)
 
     def _next_train_batch(self, num_prompts: int | None = None):
         with self._our_time():

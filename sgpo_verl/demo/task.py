@@ -14,6 +14,7 @@ worth learning. One row of data/train.parquet:
 """
 
 import random
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -84,10 +85,11 @@ def validation_rows(size: int, seed: int, train: list[dict]) -> list[dict]:
 
 
 def _distinct(rng: random.Random, count: int, lengths: tuple[int, ...], seen: set[str]) -> list[str]:
-    """``count`` numbers, the lengths in turn, that are not in ``seen``; adds them to it."""
+    """``count`` numbers that are not in ``seen``, the lengths in turn (few short ones exist); adds them to ``seen``."""
     numbers: list[str] = []
+    turns = cycle(lengths)
     while len(numbers) < count:
-        number = draw(rng, lengths[len(numbers) % len(lengths)])
+        number = draw(rng, next(turns))
         if number not in seen:
             seen.add(number)
             numbers.append(number)

@@ -1,6 +1,6 @@
 """What every method is: a stateful chooser of (prompt, rollouts) with five verbs.
 
-    next -> rollouts -> observe -> next -> ...        state_dict / load_state_dict at checkpoints        metrics when logged
+next -> rollouts -> observe -> next -> ...        state_dict / load_state_dict at checkpoints        metrics when logged
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Outcome:
 
     @property
     def kind(self) -> str:
-        """"mixed", "all_correct" or "all_wrong"."""
+        """ "mixed", "all_correct" or "all_wrong"."""
         if self.successes == 0:
             return "all_wrong"
         return "all_correct" if self.successes == self.size else "mixed"

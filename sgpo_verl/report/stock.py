@@ -14,7 +14,7 @@ import pandas as pd
 
 from sgpo_verl.cost import ModelShape, StepTokens, step_flops
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.runlog import read_json_lines, training_rows
+from sgpo_verl.report.runlog import read_json_lines, training_rows
 
 FILTERED = "training/filter_groups/evicted_samples"
 SURPLUS = "training/filter_groups/discarded_surplus_samples"
@@ -57,6 +57,7 @@ def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, s
         {
             "rollouts": rollouts,
             "trained_rollouts": settings.groups * settings.group_size * trained,
+            "prompt_tokens": _column(log, NEEDED[0]) * groups,
             "generated_tokens": _column(log, NEEDED[0]) * groups + _column(log, NEEDED[1]) * rollouts,
             "trained_tokens": _column(log, NEEDED[2]),
             "group_size": np.where(trained, float(settings.group_size), np.nan),
@@ -75,8 +76,10 @@ def _flops(table: pd.DataFrame, settings: StockSettings, shape: ModelShape) -> n
     rows = math.ceil(settings.groups / settings.mini_batch) * settings.mini_batch * settings.group_size
     steps = [
         StepTokens(
-            generated=step.generated_tokens,
-            generated_rows=int(step.rollouts),
+            groups=step.rollouts / settings.group_size,
+            prompt_tokens=step.prompt_tokens,
+            rows=step.rollouts,
+            response_tokens=step.generated_tokens - step.prompt_tokens,
             trained=step.trained_tokens,
             trained_rows=rows,
             scoring_passes=settings.scoring_passes,

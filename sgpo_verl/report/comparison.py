@@ -3,11 +3,11 @@
 import io
 from dataclasses import dataclass
 
-from sgpo_verl import headline, units, wording
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.headline import MEASURES, Spread, spread
-from sgpo_verl.methodrow import MethodRow, method_row
-from sgpo_verl.runs import Run
+from sgpo_verl.report import headline, units, wording
+from sgpo_verl.report.headline import MEASURES, Spread, spread
+from sgpo_verl.report.methodrow import MethodRow, method_row
+from sgpo_verl.report.runs import Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,12 @@ import os
 import tempfile
 from pathlib import Path
 
-from sgpo_verl import units, wording
-from sgpo_verl.comparison import Comparison, compare
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.headline import MEASURES
-from sgpo_verl.methodrow import MethodRow
-from sgpo_verl.runs import Run
-
-__all__ = ["Comparison", "compare", "write"]
+from sgpo_verl.report import units, wording
+from sgpo_verl.report.comparison import Comparison, compare
+from sgpo_verl.report.headline import MEASURES
+from sgpo_verl.report.methodrow import MethodRow
+from sgpo_verl.report.runs import Run
 
 
 def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> list[Path]:
@@ -23,7 +21,7 @@ def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> l
     metric: see ``headline.evaluations``. Files appear whole or not at all. Raises SgpoError for runs that cannot be
     compared and for a place that cannot be written to.
     """
-    from sgpo_verl.figures import pictures
+    from sgpo_verl.report.figures import pictures
 
     out_html = Path(out_html)
     comparison = compare(runs, metric)
@@ -52,9 +50,9 @@ def render(comparison: Comparison, drawn: list) -> str:
     """The page. drawn: Pictures of ``figures.py``."""
     import jinja2
 
-    from sgpo_verl.palette import css_variables
+    from sgpo_verl.report.palette import css_variables
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(
         comparison=comparison,

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from sgpo_verl import units
-from sgpo_verl.headline import Spread
-from sgpo_verl.methodrow import MethodRow
+from sgpo_verl.report import units
+from sgpo_verl.report.headline import Spread
+from sgpo_verl.report.methodrow import MethodRow
 
 MEASURE_FORMATS = {
     "total_flops": units.flops,
@@ -20,7 +20,10 @@ EQUAL = 0.05
 def ratio_text(row: MethodRow, measure: str) -> tuple[str, str]:
     """The ratio and its range over seeds: ("2.61×", "2.30–2.90"), ("not reached", "") or ("–", "")."""
     ratio = row.ratio[measure]
-    return ("not reached", "") if ratio is None else range_text(ratio, "{:.2f}×".format)
+    if ratio is None:
+        return "not reached", ""
+    middle, seeds = range_text(ratio, "{:.2f}".format)
+    return (middle if middle == "–" else f"{middle}×"), seeds
 
 
 def sides_text(row: MethodRow, measure: str) -> str:
@@ -46,11 +49,11 @@ def accuracy_text(accuracy: Spread) -> tuple[str, str]:
 
 
 def range_text(value: Spread, show: Callable[[float], str]) -> tuple[str, str]:
-    """(middle, "low – high"); no range where the seeds do not differ as shown, "–" where nothing is known."""
+    """(middle, "low–high"); no range where the seeds do not differ as shown, "–" where nothing is known."""
     if math.isnan(value.middle):
         return "–", ""
     low, high = show(value.low), show(value.high)
-    return show(value.middle), f"{low} – {high}" if low != high else ""
+    return show(value.middle), f"{low}–{high}" if low != high else ""
 
 
 def finding(rows: tuple[MethodRow, ...], baseline: str, target: Spread) -> str:
@@ -96,7 +99,7 @@ def _sides(row: MethodRow, baseline: str) -> str:
 
 
 def _claim(row: MethodRow, named: bool = True) -> str:
-    """ "sGPO (paper): 2.6× fewer FLOPs (seeds 2.30× – 2.90×)"."""
+    """ "sGPO (paper): 2.6× fewer FLOPs (ratio 2.30–2.90 over seeds)"."""
     ratio = row.ratio["total_flops"]
     if ratio is None:
         got = f"reached it in only {row.reached} of {row.compared} seeds" if row.reached else "never got there"

@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sgpo_verl import units
-from sgpo_verl.comparison import Comparison
-from sgpo_verl.headline import evaluations
-from sgpo_verl.palette import BAND, GRID, INK, MARKERS, MUTED, PAGE, SERIES, themed
-from sgpo_verl.runs import Run
+from sgpo_verl.report import units
+from sgpo_verl.report.comparison import Comparison
+from sgpo_verl.report.headline import evaluations
+from sgpo_verl.report.palette import BAND, GRID, INK, MARKERS, MUTED, PAGE, SERIES, themed
+from sgpo_verl.report.runs import Run
 
 COST_AXES = {
     "total_flops": ("total compute ({}FLOP)", units.FLOP_PREFIXES),

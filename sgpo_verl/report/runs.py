@@ -15,8 +15,8 @@ import pandas as pd
 
 from sgpo_verl.cost import ModelShape, shape_from_path
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.runlog import read_log, training_rows
-from sgpo_verl.stock import StockSettings, mixed_from_dumps, stock_steps
+from sgpo_verl.report.runlog import read_log, training_rows
+from sgpo_verl.report.stock import StockSettings, mixed_from_dumps, stock_steps
 
 BASELINE = "grpo"
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgpo_verl import headline
-from sgpo_verl.headline import MEASURES, Outcome, Spread, spread
-from sgpo_verl.runs import Run
+from sgpo_verl.report import headline
+from sgpo_verl.report.headline import MEASURES, Outcome, Spread, spread
+from sgpo_verl.report.runs import Run
 
 
 @dataclass(frozen=True, eq=False)

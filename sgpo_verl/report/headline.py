@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.runs import BASELINE, Run
+from sgpo_verl.report.runs import BASELINE, Run
 
 MEASURES = ("total_flops", "total_trained_tokens", "total_rollouts", "total_seconds")
 CORE_METRIC = re.compile(r"val-core/(?P<source>.+)/(acc|reward)/mean@\d+")

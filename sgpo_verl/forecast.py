@@ -1,0 +1,69 @@
+"""What a plan will cost, before anything is trained: rollouts, tokens and FLOPs beside stock GRPO on the same data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
+from sgpo_verl.plan import Plan
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Expected cost of a run: rollouts, tokens and FLOPs, the profile's share, and the share of groups that are mixed."""
+
+    steps: int
+    rollouts: int
+    generated_tokens: float
+    trained_tokens: float
+    flops: float
+    flops_profile: float
+    mixed: float
+
+
+def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
+    """(stock GRPO on all prompts, this plan): lengths and pass rates as profiled, nothing learned on the way.
+
+    shape: of the model; without it FLOPs are 0.
+    """
+    shape = shape or ModelShape(0, 0)
+    table, numbers = plan.profile.table, plan.numbers
+    everyone_P = np.arange(len(table))
+    steps = numbers.stock_steps(len(table))
+    stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n)]
+    ours = [(p.prompts_M, p.group_size, s, r) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)]
+    profile_flops = generate_flops(shape, plan.profile.tokens())
+    return _forecast(plan, shape, stock, 0, 0.0), _forecast(plan, shape, ours, plan.profile.samples, profile_flops)
+
+
+def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
+    table, numbers = plan.profile.table, plan.numbers
+    pass_rate_P = (table["successes"] / table["trials"]).to_numpy()
+    prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
+    totals, groups, mixed = np.zeros(4), 0, 0.0
+    for rows_M, size, steps, rollouts in parts:
+        p_M = pass_rate_P[rows_M]
+        prompt, response = prompt_P[rows_M].mean(), response_P[rows_M].mean()
+        step = StepTokens(
+            groups=rollouts // size,
+            prompt_tokens=rollouts // size * prompt,
+            rows=rollouts,
+            response_tokens=rollouts * response,
+            trained=rollouts * (prompt + response),
+            trained_rows=rollouts,
+            scoring_passes=numbers.scoring_passes,
+            epochs=numbers.ppo_epochs,
+        )
+        totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
+        count = steps * (rollouts // size)
+        groups += count
+        mixed += count * float((1 - p_M**size - (1 - p_M) ** size).mean())
+    return Forecast(
+        steps=sum(part[2] for part in parts),
+        rollouts=int(totals[0]) + samples,
+        generated_tokens=totals[1],
+        trained_tokens=totals[2],
+        flops=totals[3] + profile_flops,
+        flops_profile=profile_flops,
+        mixed=mixed / groups if groups else 0.0,
+    )

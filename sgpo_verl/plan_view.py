@@ -1,0 +1,163 @@
+"""A plan for people: a table in the terminal, a picture in a file."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sgpo_verl.cost import ModelShape, shape_from_path
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.forecast import Forecast, forecast
+from sgpo_verl.methods.paper import Class
+from sgpo_verl.plan import Plan
+from sgpo_verl.profile import Profile
+
+COLOURS = {
+    Class.TRIVIAL: "#9aa5b1",
+    Class.LEARNABLE: "#0072b2",
+    Class.UNSOLVED: "#d55e00",
+}  # safe for colour-blind eyes
+
+
+def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
+    """The model's shape: of the training command's model, else of the one that was profiled; None if neither is here."""
+    named = config["actor_rollout_ref"]["model"]["path"]
+    for path in (named, profile.metadata.model.get("path", "")):
+        if path and Path(path).expanduser().is_dir():
+            return shape_from_path(Path(path).expanduser())
+    return None
+
+
+def show(plan: Plan, shape: ModelShape | None) -> None:
+    """Classes, histogram, phases and forecast, as tables."""
+    console = Console(highlight=False)
+    console.print(_classes(plan))
+    console.print(_histogram(plan))
+    console.print(_phases(plan))
+    console.print(_forecasts(plan, shape))
+    if shape is None:
+        console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _classes(plan: Plan) -> Table:
+    table = _table("prompts", "class", "prompts", "share", "what happens")
+    drawn = plan.phases[0].unsolved
+    settings = plan.settings.filter
+    happens = {
+        Class.TRIVIAL: f"removed (pass rate above {settings.max_pass_rate:g})",
+        Class.LEARNABLE: "trained on",
+        Class.UNSOLVED: f"{drawn} drawn into each phase",
+    }
+    for kind in Class:
+        count = int((plan.class_P == kind).sum())
+        table.add_row(kind.name.lower(), str(count), f"{count / len(plan.class_P):.0%}", happens[kind])
+    table.columns[-1].justify = "left"
+    return table
+
+
+def pass_rate_bins(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """(edges, counts per class and bin (3, B)) of the profiled pass rates; one bin per possible rate if there are few."""
+    counts = plan.profile.table
+    bins = min(int(counts["trials"].max()), 20) + 1
+    edges = (np.arange(bins + 1) - 0.5) / (bins - 1)
+    rate_P = (counts["successes"] / counts["trials"]).to_numpy()
+    return edges, np.array([np.histogram(rate_P[plan.class_P == kind], edges)[0] for kind in Class])
+
+
+def _histogram(plan: Plan) -> Table:
+    table = _table("pass rates", "rate", "prompts", "")
+    table.columns[-1].justify = "left"
+    edges, counts = pass_rate_bins(plan)
+    longest = counts.sum(axis=0).max()
+    for i, total in enumerate(counts.sum(axis=0)):
+        bar = "█" * round(40 * total / longest) or ("▏" if total else "")
+        colour = COLOURS[Class(int(counts[:, i].argmax()))]
+        table.add_row(f"{(edges[i] + edges[i + 1]) / 2:.3g}", str(total), f"[{colour}]{bar}[/]")
+    return table
+
+
+def _phases(plan: Plan) -> Table:
+    table = _table("phases", "group size", "learnable", "unsolved", "steps", "rollouts per step", "prompts per step")
+    for phase, steps, rollouts in zip(plan.phases, plan.steps, plan.rollouts, strict=True):
+        row = (phase.group_size, phase.learnable, phase.unsolved, steps, rollouts, rollouts // phase.group_size)
+        table.add_row(*map(str, row))
+    return table
+
+
+def _forecasts(plan: Plan, shape: ModelShape | None) -> Table:
+    stock, ours = forecast(plan, shape)
+    table = _table("forecast", "", "stock GRPO", "sGPO", "ratio")
+    rows: list[tuple[str, str]] = [("training steps", "steps"), ("rollouts, profile included", "rollouts")]
+    rows += [("tokens generated in training", "generated_tokens"), ("tokens trained on", "trained_tokens")]
+    if shape is not None:
+        rows += [("FLOPs of the profile", "flops_profile"), ("FLOPs, profile included", "flops")]
+    for label, name in rows:
+        a, b = getattr(stock, name), getattr(ours, name)
+        table.add_row(label, _number(a), _number(b), f"{a / b:.2f}x" if a and b else "")
+    table.add_row("groups expected to be mixed", f"{stock.mixed:.0%}", f"{ours.mixed:.0%}", "")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
+
+
+def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
+    """The histogram of pass rates by class, the phases, and the forecast, as one PNG. Raises SgpoError for a bad path."""
+    from matplotlib.figure import Figure
+
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _draw_rates(rates, plan)
+    _draw_phases(phases, plan)
+    _draw_forecast(cost, *forecast(plan, shape))
+    for axes in (rates, phases, cost):
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_rates(axes, plan: Plan) -> None:
+    edges, counts = pass_rate_bins(plan)
+    below = np.zeros(counts.shape[1])
+    for kind in Class:
+        label = f"{kind.name.lower()} ({counts[kind].sum()})"
+        axes.bar(
+            edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label
+        )
+        below += counts[kind]
+    axes.set(title=f"pass rates of {len(plan.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
+    axes.legend(frameon=False)
+
+
+def _draw_phases(axes, plan: Plan) -> None:
+    names = [f"G = {p.group_size}" for p in plan.phases]
+    bars = axes.bar(names, plan.steps, color=COLOURS[Class.LEARNABLE])
+    labels = [f"{s} steps\n{len(p.prompts_M)} prompts" for s, p in zip(plan.steps, plan.phases, strict=True)]
+    axes.bar_label(bars, labels, fontsize=8)
+    axes.margins(y=0.2)
+    axes.set(title="phases, easy to hard", ylabel="training steps")
+
+
+def _draw_forecast(axes, stock: Forecast, ours: Forecast) -> None:
+    what = "flops" if stock.flops else "rollouts"
+    a, b = getattr(stock, what), getattr(ours, what)
+    axes.bar(["stock GRPO", "sGPO"], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
+    if what == "flops":
+        axes.bar(["sGPO"], [ours.flops_profile], color=COLOURS[Class.UNSOLVED], label="of which profile")
+        axes.legend(frameon=False, loc="lower left")
+    axes.set(title=f"forecast: {a / b:.2f}x" if b else "forecast", ylabel="FLOPs" if what == "flops" else "rollouts")
