@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,39 +45,33 @@ def _verl() -> str:
     return f"{check_verl_version()} is supported"
 
 
-def load_plugin() -> None:
-    """Load our entry point as verl does, but let its exception out. Raises SgpoError with that exception's last lines."""
-    entry_points = [e for e in importlib.metadata.entry_points(group="verl.plugins") if e.name == "sgpo"]
-    if not entry_points:
-        raise SgpoError("no `verl.plugins` entry point named sgpo: install the package (pip install sgpo-verl)")
+def _load(what: str, load: Callable[[], Any]) -> Any:
+    """Its result; whatever a broken installation raises instead is what we are here to show. Raises SgpoError with it."""
     try:
-        entry_points[0].load()
-    except BaseException as error:  # whatever a broken installation raises is what we are here to show
-        if isinstance(error, KeyboardInterrupt):
-            raise
+        return load()
+    except Exception as error:
         lines = traceback.format_exception(error)
-        raise SgpoError(f"{entry_points[0].value} raised: {''.join(lines[-2:]).strip()}") from None
+        raise SgpoError(f"{what} raised: {''.join(lines[-2:]).strip()}") from None
 
 
 def _plugin() -> str:
-    load_plugin()
-    return "verl.plugins: sgpo = sgpo_verl.binding.register"
+    """Load our entry point as verl does, but let its exception out."""
+    entry_points = [e for e in importlib.metadata.entry_points(group="verl.plugins") if e.name == "sgpo"]
+    if not entry_points:
+        raise SgpoError("no `verl.plugins` entry point named sgpo: install the package (pip install sgpo-verl)")
+    _load(f"import {entry_points[0].value}", entry_points[0].load)
+    return f"verl.plugins: sgpo = {entry_points[0].value}"
 
 
 def _registered() -> str:
-    """In a process of its own kind: import verl as a training process does, and look the names up."""
-    try:
-        v1 = importlib.import_module("verl.trainer.ppo.v1")
-        algorithms = importlib.import_module("verl.trainer.ppo.core_algos")
-    except ImportError as error:
-        raise SgpoError(f"verl does not import: {error}") from None
+    """Import verl as a training process does, and look our names up."""
+    v1 = _load("import verl.trainer.ppo.v1", lambda: importlib.import_module("verl.trainer.ppo.v1"))
+    algorithms = importlib.import_module("verl.trainer.ppo.core_algos")
     try:
         trainer = v1.get_trainer_cls("sgpo_sync")
         algorithms.get_adv_estimator_fn("sgpo")
     except ValueError as error:
-        raise SgpoError(
-            f"{error} The plugin did not register; is VERL_USE_EXTERNAL_PLUGINS set to leave it out?"
-        ) from None
+        raise SgpoError(f"{error} The plugin did not register; is VERL_USE_EXTERNAL_PLUGINS set to leave it out?") from None
     return f"trainer mode sgpo_sync ({trainer.__name__}), advantage estimator sgpo"
 
 

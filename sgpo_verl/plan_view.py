@@ -35,10 +35,9 @@ def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
 def show(plan: Plan, shape: ModelShape | None) -> None:
     """Classes, histogram, phases and forecast, as tables."""
     console = Console(highlight=False)
-    console.print(_classes(plan))
-    console.print(_histogram(plan))
-    console.print(_phases(plan))
-    console.print(_forecasts(plan, shape))
+    for table in (_classes(plan), _histogram(plan), _phases(plan), _forecasts(plan, shape)):
+        console.print(table)
+        console.print()
     if shape is None:
         console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
 
@@ -136,12 +135,12 @@ def _draw_rates(axes, plan: Plan) -> None:
     below = np.zeros(counts.shape[1])
     for kind in Class:
         label = f"{kind.name.lower()} ({counts[kind].sum()})"
-        axes.bar(
-            edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label
-        )
+        axes.bar(edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label)
         below += counts[kind]
     axes.set(title=f"pass rates of {len(plan.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
-    axes.legend(frameon=False)
+    axes.margins(y=0.2)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
 
 
 def _draw_phases(axes, plan: Plan) -> None:
@@ -150,14 +149,18 @@ def _draw_phases(axes, plan: Plan) -> None:
     labels = [f"{s} steps\n{len(p.prompts_M)} prompts" for s, p in zip(plan.steps, plan.phases, strict=True)]
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(title="phases, easy to hard", ylabel="training steps")
 
 
 def _draw_forecast(axes, stock: Forecast, ours: Forecast) -> None:
     what = "flops" if stock.flops else "rollouts"
     a, b = getattr(stock, what), getattr(ours, what)
-    axes.bar(["stock GRPO", "sGPO"], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
+    bars = axes.bar(["stock GRPO", "sGPO"], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
+    labels = [_number(a), _number(b)]
     if what == "flops":
-        axes.bar(["sGPO"], [ours.flops_profile], color=COLOURS[Class.UNSOLVED], label="of which profile")
-        axes.legend(frameon=False, loc="lower left")
+        axes.bar(["sGPO"], [ours.flops_profile], color=COLOURS[Class.UNSOLVED])
+        labels[1] += f"\nprofile {ours.flops_profile / b:.0%} of it"
+    axes.bar_label(bars, labels, fontsize=8)
+    axes.margins(y=0.2)
     axes.set(title=f"forecast: {a / b:.2f}x" if b else "forecast", ylabel="FLOPs" if what == "flops" else "rollouts")

@@ -142,3 +142,28 @@ def dumped_groups(run_dir: Path, step: int) -> dict[str, list[dict]]:
         row = json.loads(line)
         groups.setdefault(row["uid"].split("_")[0], []).append(row)
     return groups
+
+
+def make_profile(folder: Path, successes: list[int], arguments: list[str]) -> Path:
+    """A profile with these successes of 8 trials for the rows of train.parquet, as if made for ``arguments``."""
+    from transformers import AutoTokenizer
+
+    from sgpo_verl.profile import Profile, save_profile
+    from sgpo_verl.provenance import describe
+    from sgpo_verl.run_config import compose
+
+    template = AutoTokenizer.from_pretrained(folder / "model").chat_template
+    metadata = describe(compose(arguments), 0.5, 0, template)
+    table = pd.DataFrame(
+        {
+            "prompt_key": [f"sums:{i}" for i in range(len(successes))],
+            "data_source": "sums",
+            "index": range(len(successes)),
+            "trials": 8,
+            "successes": successes,
+            "reward_mean": [s / 8 for s in successes],
+            "prompt_tokens": 6,
+            "response_tokens_mean": 5.0,
+        }
+    )
+    return save_profile(Profile(table, metadata), folder / "profile.parquet")

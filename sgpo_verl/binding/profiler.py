@@ -98,7 +98,7 @@ def profile_dataset(
         ),
     )
     with reward_workers(config) as workers, standalone_servers(config) as addresses:
-        job = _Pass(dataset, prompts, builder, sampling, settings, addresses, workers, progress)
+        job = ProfilingPass(dataset, prompts, builder, sampling, settings, addresses, workers, progress)
         rows = asyncio.run(job.run())
     table = pd.DataFrame(rows, columns=SCHEMA.names)
     seconds = round(time.perf_counter() - start, 1)
@@ -106,7 +106,7 @@ def profile_dataset(
     return Profile(table, replace(metadata, total_tokens=tokens, seconds=seconds))
 
 
-class _Pass:
+class ProfilingPass:
     """One pass over the prompts, at most ``max_in_flight`` of them under way, dealt to the servers in turn."""
 
     def __init__(self, dataset, prompts, builder, sampling, settings, addresses, workers, progress):

@@ -1,10 +1,10 @@
-"""The demo's task: double a number. The longer the number, the more often the base model slips.
+"""The demo's task: double a number. The longer the number, the less often the base model gets it right.
 
 A prompt is a number of 1 to 8 digits, the answer its double, written one place longer so that digits stay aligned:
 
     "4738" -> "09476"        "8231" -> "16462"
 
-The base model learns from demonstrations of which a share that grows with the length (SLIPS) has one wrong digit. So it
+The base model learns from demonstrations with slips: of those with n digits, only a share RIGHT[n - 1] is right. So it
 knows the skill and answers noisily: pass rates fall from about 1 to about 0 with the length, and RL has something to
 sharpen. The training pool is what real data sets are like: 35% trivial, 35% hopeless (their ground truth is wrong), 30%
 worth learning. One row of data/train.parquet:
@@ -19,14 +19,15 @@ from pathlib import Path
 
 import pandas as pd
 
+DIGITS = "0123456789"
 DATA_SOURCE = "sgpo_demo/double"
-SLIPS = (0.01, 0.02, 0.05, 0.30, 0.55, 0.75, 0.88, 0.96)  # share of wrong demonstrations for 1, 2, ... 8 digits
-MAX_LENGTH = len(SLIPS)
+RIGHT = (0.99, 0.97, 0.93, 0.65, 0.40, 0.20, 0.10, 0.04)  # share of right demonstrations for 1, 2, ... 8 digits
+MAX_LENGTH = len(RIGHT)
 TRIVIAL, LEARNABLE, HOPELESS = (2, 3), (4, 5, 6, 7, 8), (6, 7, 8)  # lengths of each kind of row
 TRIVIAL_SHARE = HOPELESS_SHARE = 0.35
 
-# GRPO's 40 steps of 16 prompts see 640 prompts: one pass, as RL on a real data set is. Fixed before any run of sGPO.
-POOL_SIZE = 640
+# GRPO's 32 steps of 16 prompts see 512: one pass, as RL on a real data set is. Fixed before any run of sGPO.
+POOL_SIZE = 512
 VALIDATION_SIZE = 64  # sampled four times each: as many rollouts as two training steps
 
 
@@ -41,26 +42,26 @@ def draw(rng: random.Random, length: int) -> str:
 
 
 def demonstration(rng: random.Random, length: int) -> tuple[str, str]:
-    """(number, answer) for training the base model; with probability SLIPS[length - 1] one digit of it is wrong."""
+    """(number, answer) for training the base model: each digit slips on its own, so that RIGHT[length - 1] are right.
+
+    One slip per wrong answer would not do: a small model learns the rate per digit, not that there is exactly one.
+    """
     number = draw(rng, length)
-    text = answer(number)
-    if rng.random() < SLIPS[length - 1]:
-        text = slip(rng, text)
-    return number, text
+    right = answer(number)
+    rate = 1.0 - RIGHT[length - 1] ** (1.0 / len(right))
+    return number, "".join(slip(rng, digit) if rng.random() < rate else digit for digit in right)
 
 
-def slip(rng: random.Random, text: str) -> str:
-    """``text`` with one digit, chosen at random, replaced by another."""
-    place = rng.randrange(len(text))
-    other = rng.choice([digit for digit in "0123456789" if digit != text[place]])
-    return text[:place] + other + text[place + 1 :]
+def slip(rng: random.Random, digit: str) -> str:
+    """Another digit than ``digit``."""
+    return rng.choice([other for other in DIGITS if other != digit])
 
 
 def wrong_answer(rng: random.Random, number: str) -> str:
-    """A ground truth that nobody who doubles ``number``, with or without one slip, will ever give."""
+    """A ground truth with at least four wrong digits: hardly anybody who doubles ``number`` will give it."""
     right = answer(number)
     while True:
-        text = "".join(rng.choice("0123456789") for _ in right)
+        text = "".join(rng.choice(DIGITS) for _ in right)
         if sum(a != b for a, b in zip(text, right, strict=True)) >= 4:
             return text
 

@@ -1,0 +1,153 @@
+"""The demo's stages: the command of each, what it writes, and what it depends on."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sgpo_verl import cost, provenance
+from sgpo_verl.demo import progress
+from sgpo_verl.errors import SgpoError
+
+PACKAGE = Path(__file__).parents[1]
+RECIPES = PACKAGE.parent / "recipes"
+STEPS = 32  # of each training run; the recipes' trainer.total_training_steps
+CHILD_ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+    "COLUMNS": "110",  # tables go to a file first
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One child process.
+
+    name: of its log and its marker. outputs: files and folders that are removed before it runs and must be there
+    after it. sources: files whose change makes it run again. show: print its output when it is done.
+    again: run it even if nothing changed (it takes seconds). progress: its state in a few words.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    progress: Callable[[], str]
+    sources: tuple[Path, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] = lambda: None
+    show: bool = False
+    again: bool = False
+
+
+def log_of(directory: Path, name: str) -> Path:
+    return directory / "logs" / f"{name}.log"
+
+
+def stages(directory: Path, seed: int) -> list[Stage]:
+    """All stages, in order, for a demo in ``directory`` (absolute). Raises SgpoError if the recipes are not there."""
+    if not RECIPES.is_dir():
+        raise SgpoError(
+            f"{RECIPES}: no such folder - the demo runs from a checkout of sgpo-verl, where its recipes are"
+        )
+    ours = _training_arguments("arithmetic_sgpo", directory, seed)
+    profile = directory / "profile.parquet"
+    sgpo = (sys.executable, "-m", "sgpo_verl.cli")
+    demo = PACKAGE / "demo"
+    return [
+        Stage(
+            name="base",
+            title="train the base model",
+            command=(sys.executable, "-m", "sgpo_verl.demo.base", str(directory), "--seed", str(seed)),
+            outputs=(directory / "base", directory / "data"),
+            progress=lambda: progress.last_line(log_of(directory, "base"), ("step", "right"), "loading torch"),
+            sources=(demo / "base.py", demo / "task.py"),
+        ),
+        Stage(
+            name="profile",
+            title="profile the prompts",
+            command=(*sgpo, "profile", *ours),
+            outputs=(profile,),
+            progress=lambda: progress.last_line(
+                log_of(directory, "profile"), ("sgpo: profiled", "profile:"), "starting Ray and vLLM (about a minute)"
+            ),
+            sources=(*_settings("arithmetic_sgpo"), demo / "reward.py"),
+        ),
+        Stage(
+            name="plan",
+            title="plan the training",
+            command=(*sgpo, "plan", str(profile), *ours, "--plot", str(directory / "plan.png")),
+            outputs=(directory / "plan.png",),
+            progress=lambda: "",
+            show=True,
+            again=True,
+        ),
+        _training("grpo", "GRPO", "train with stock GRPO", "arithmetic_grpo", directory, seed),
+        _training("sgpo", "sGPO", "train with sGPO", "arithmetic_sgpo", directory, seed),
+        Stage(
+            name="report",
+            title="compare",
+            command=(*sgpo, "report", f"{directory}/grpo", f"{directory}/sgpo", "--output", f"{directory}/report.html"),
+            outputs=(directory / "report.html",),
+            progress=lambda: "",
+            show=True,
+            again=True,
+        ),
+    ]
+
+
+def _training(name: str, label: str, title: str, recipe: str, directory: Path, seed: int) -> Stage:
+    run = directory / name
+    metrics = run / "metrics.jsonl"
+    return Stage(
+        name=name,
+        title=title,
+        command=(sys.executable, "-m", "verl.trainer.main_ppo", *_training_arguments(recipe, directory, seed)),
+        outputs=(run,),
+        progress=lambda: progress.training(metrics, STEPS),
+        sources=(*_settings(recipe), PACKAGE / "demo" / "reward.py"),
+        environment={"VERL_FILE_LOGGER_PATH": str(metrics)},
+        prepare=lambda: _write_facts(run, label, seed, directory / "base"),
+    )
+
+
+def _training_arguments(recipe: str, directory: Path, seed: int) -> tuple[str, ...]:
+    """What follows ``main_ppo`` and ``sgpo profile`` alike."""
+    overrides = ("+runtime=cpu", f"demo_dir={directory}", f"data.seed={seed}", f"trainer.total_training_steps={STEPS}")
+    return ("--config-dir", str(RECIPES), "--config-name", recipe, *overrides)
+
+
+def _settings(recipe: str) -> tuple[Path, ...]:
+    """The YAML files that a recipe is made of, verl's own left aside."""
+    files = [RECIPES / "arithmetic_grpo.yaml", PACKAGE / "conf" / "runtime" / "cpu.yaml"]
+    if recipe != "arithmetic_grpo":
+        files += [RECIPES / f"{recipe}.yaml", PACKAGE / "conf" / "sgpo" / "paper.yaml"]
+    return tuple(files)
+
+
+def _write_facts(run: Path, label: str, seed: int, base: Path) -> None:
+    """run.json, which the report reads: what verl's own files do not say."""
+    run.mkdir(parents=True)
+    facts = {
+        "label": label,
+        "commit": _commit(),
+        "versions": provenance.installed_versions(),
+        "seed": seed,
+        "model_shape": cost.shape_from_path(base).to_dict(),
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _commit() -> str:
+    """The checkout's commit; "" where there is no git or no checkout."""
+    try:
+        answer = subprocess.run(["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

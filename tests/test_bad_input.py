@@ -1,0 +1,144 @@
+"""Bad input ends in one line that names what is wrong and the way out, with nothing half-written."""
+
+import pandas as pd
+import pytest
+import tiny
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+from verl.trainer.ppo.utils import create_rl_dataset
+
+from sgpo_verl.binding.preflight import check_run
+from sgpo_verl.binding.session import Session
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.run_config import compose
+
+LEARNABLE = [4] * 48
+
+
+def arguments(folder, **more):
+    return tiny.overrides(folder, **{"algorithm.adv_estimator": None, "+sgpo": "paper", **more})
+
+
+@pytest.fixture
+def profiled(folder):
+    return tiny.make_profile(folder, LEARNABLE, arguments(folder))
+
+
+def preflight(folder, **more):
+    check_run(compose(arguments(folder, **more)))
+
+
+def start(folder, **more):
+    """The trainer's own start, up to the first step, without servers: a profile is given."""
+    config = OmegaConf.create(compose(arguments(folder, **more)))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    dataset = create_rl_dataset(config.data.train_files, config.data, tokenizer, None)
+    return Session.start(config, dataset, tokenizer)
+
+
+def test_good_input_passes(folder, profiled):
+    preflight(folder, **{"sgpo.profile.path": profiled})
+    assert start(folder, **{"sgpo.profile.path": profiled}).plan.total_steps > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"sgpo.profile.path": "/no/such.parquet"}, r"/no/such.parquet: no such profile"),
+        ({"sgpo.group_size.max": 128}, r"sgpo.group_size.max=128 is more than the 64 rollouts of a step"),
+        ({"sgpo.group_size.min": 9}, r"sgpo.group_size=.*min \(9\) is larger than max \(8\)"),
+        ({"sgpo.profile.n": 0}, r"sgpo.profile.n=0"),
+        ({"+sgpo.profile.samples": 8}, r"sgpo.profile.samples: no such setting"),
+        ({"+sgpo.group_sise.max": 8}, r"sgpo.group_sise: no such setting; did you mean sgpo.group_size"),
+        ({"sgpo.batch.rollouts": 63}, r"sgpo.batch.rollouts=63 does not divide into the 2 optimizer updates"),
+        ({"algorithm.filter_groups.enable": True}, r"algorithm.filter_groups.enable=True"),
+        ({"trainer.use_v1": False}, r"trainer.use_v1=False"),
+        ({"data.train_files": "/no/train.parquet"}, r"data.train_files: cannot read /no/train.parquet"),
+        ({"reward.custom_reward_function.path": "/no/reward.py"}, r"reward.custom_reward_function.path: cannot read"),
+    ],
+)
+def test_preflight_names_the_key(folder, profiled, more, message):
+    with pytest.raises(SgpoError, match=message) as error:
+        preflight(folder, **{"sgpo.profile.path": profiled, **more})
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_profile_is_named(folder, profiled, tmp_path):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(profiled.read_bytes()[:-200])
+    with pytest.raises(SgpoError, match=r"cut.parquet: not a readable parquet file"):
+        preflight(folder, **{"sgpo.profile.path": cut})
+
+
+def test_a_profile_of_another_model_data_or_sampling_says_which_field_differs(folder, profiled):
+    for more, field in [
+        ({"actor_rollout_ref.rollout.temperature": 0.7}, "sampling.temperature: profile 1.0, run 0.7"),
+        ({"data.train_files": folder / "val.parquet"}, "data.train.parquet"),
+        ({"sgpo.success_threshold": 0.9}, "success_threshold: profile 0.5, run 0.9"),
+    ]:
+        with pytest.raises(SgpoError, match="is not a profile of this run") as error:
+            preflight(folder, **{"sgpo.profile.path": profiled, **more})
+        assert field in str(error.value)
+        assert "sgpo.profile.allow_mismatch=true" in str(error.value)
+
+
+def test_a_mismatch_can_be_allowed(folder, profiled):
+    more = {"actor_rollout_ref.rollout.temperature": 0.7, "sgpo.profile.allow_mismatch": True}
+    preflight(folder, **{"sgpo.profile.path": profiled, **more})
+    assert start(folder, **{"sgpo.profile.path": profiled, **more}).plan.total_steps > 0
+
+
+@pytest.mark.parametrize(("successes", "what"), [([8] * 48, "48 are trivial"), ([0] * 48, "48 were never solved")])
+def test_nothing_to_learn_is_refused(folder, successes, what):
+    profile = tiny.make_profile(folder, successes, arguments(folder))
+    with pytest.raises(SgpoError, match=f"no prompt to train on.*{what}"):
+        preflight(folder, **{"sgpo.profile.path": profile})
+
+
+def test_prompts_that_the_profile_lacks_are_counted_and_named(folder, profiled, tmp_path):
+    data = tiny.make_data(tmp_path / "train.parquet", 50)
+    with pytest.raises(SgpoError, match=r"has no counts for 2 of 50 prompts .*first: sums:48, sums:49"):
+        start(
+            folder,
+            **{"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True},
+        )
+
+
+def test_duplicate_prompts_name_both_rows(folder, profiled, tmp_path):
+    data = tmp_path / "train.parquet"
+    frame = pd.read_parquet(folder / "train.parquet")
+    pd.concat([frame, frame.iloc[[5]]]).to_parquet(data)
+    more = {"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True}
+    with pytest.raises(SgpoError, match="row 48 is the same prompt as row 5"):
+        start(folder, **more)
+
+
+def test_empty_data_is_refused(folder, profiled, tmp_path):
+    data = tmp_path / "train.parquet"
+    pd.read_parquet(folder / "train.parquet").iloc[:0].to_parquet(data)
+    with pytest.raises(SgpoError, match="no prompts left to train on"):
+        start(
+            folder,
+            **{"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True},
+        )
+
+
+@pytest.mark.stack
+def test_the_training_command_itself_ends_with_one_line_before_ray_starts(folder, tmp_path):
+    process = tiny.train(tmp_path, arguments(folder, **{"+sgpo.group_sise.max": 8}))
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 2
+    assert log.splitlines()[-1].startswith("sgpo: sgpo.group_sise: no such setting; did you mean sgpo.group_size?")
+    assert "Traceback" not in log
+    assert "Started a local Ray instance" not in log
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.stack
+def test_what_only_the_data_shows_is_the_last_line_too(folder, profiled, tmp_path):
+    data = tiny.make_data(tmp_path / "train.parquet", 50)
+    more = {"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True}
+    process = tiny.train(tmp_path / "run", arguments(folder, **more))
+    log = (tmp_path / "run" / "log").read_text()
+    assert process.returncode == 2
+    assert log.splitlines()[-1].startswith(f"sgpo: {profiled}: has no counts for 2 of 50 prompts")

@@ -1,0 +1,92 @@
+"""The command line: help for every command, and bad input in one line with exit code 2."""
+
+import sys
+
+import pytest
+from profiles import make_profile
+
+from sgpo_verl import cli
+from sgpo_verl.profile import save_profile
+
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.fixture
+def sgpo(monkeypatch, capsys):
+    """Run ``sgpo <arguments>`` in this process -> (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sgpo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_the_commands_are_there():
+    assert {"doctor", "profile", "plan", "report", "demo"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(sgpo, command):
+    code, out, _ = sgpo(command, "--help")
+    assert code == 0
+    assert "Usage:" in out
+    callback = next(c.callback for c in cli.app.registered_commands if c.callback.__name__ == command)
+    assert " ".join(callback.__doc__.split())[:30] in " ".join(out.split())
+
+
+def test_help_lists_every_command(sgpo):
+    for arguments in ([], ["--help"]):
+        _, out, err = sgpo(*arguments)
+        assert all(command in out + err for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["bogus"], ["plan"], ["report"], ["demo", "--seed", "x"], ["--bogus"]])
+def test_arguments_that_no_command_takes_are_refused(sgpo, arguments):
+    code, out, err = sgpo(*arguments)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """In a folder with a profile, broken.parquet, an empty folder ``run`` and no more."""
+    monkeypatch.chdir(tmp_path)
+    save_profile(make_profile([1, 4, 8, 0]), tmp_path / "p.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "run").mkdir()
+    return sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("plan none.parquet", "none.parquet: no such profile"),
+        ("plan broken.parquet", "broken.parquet: not a readable parquet file"),
+        ("plan run", "run: no such profile"),
+        ("plan p.parquet --config-name nowhere", "nowhere"),
+        ("plan p.parquet --config-dir nowhere", "--config-dir nowhere: no such folder"),
+        ("plan p.parquet --config-dir", "--config-dir: needs a value"),
+        ("plan p.parquet --verbose", "--verbose: unknown option"),
+        ("plan p.parquet data.trian_batch_size=3", "data.trian_batch_size"),
+        ("plan p.parquet data.train_batch_size=0", "data.train_batch_size=0: must be a positive integer"),
+        ("plan p.parquet +sgpo=paper sgpo.profile.n=many", "sgpo.profile.n='many'"),
+        ("plan p.parquet +sgpo=paper sgpo.group_size.max=4096", "sgpo.group_size.max=4096"),
+        ("plan p.parquet +sgpo=paper sgpo.filter.max_pass_rate=0", "no prompt to train on"),
+        ("plan p.parquet algorithm.filter_groups.enable=true", "algorithm.filter_groups.enable=True"),
+        ("plan p.parquet --plot plan.jpg", "--plot plan.jpg: must be a .png file"),
+        ("report none -o report.html", "none"),
+        ("report run -o report.html", "run"),
+        ("profile data.trian_files=x", "data.trian_files"),
+        ("profile --verbose", "--verbose: unknown option"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2_and_nothing_is_written(sgpo, there, tmp_path, arguments, words):
+    code, _, err = sgpo(*arguments.split())
+    assert code == 2
+    assert err.startswith("sgpo: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert sorted(tmp_path.iterdir()) == there
