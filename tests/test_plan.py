@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import make_profile
 
@@ -49,6 +49,7 @@ def test_steps_count_groups_where_the_budget_is_no_multiple_of_the_group():
     assert made.steps_per_pass == 10
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(8, 40), st.integers(1, 3), st.integers(0, 3))
 def test_training_draws_every_prompt_of_every_phase_at_least_epochs_times(successes, rollouts, epochs, seed):
     if not any(1 <= s <= 6 for s in successes):
@@ -67,6 +68,7 @@ def test_training_draws_every_prompt_of_every_phase_at_least_epochs_times(succes
     assert method.metrics()["curriculum/progress"] == 1.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_total_training_steps_is_kept_exactly(total):
     made = plan(numbers=replace(NUMBERS, total_training_steps=total))

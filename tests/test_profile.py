@@ -56,7 +56,7 @@ def test_what_was_saved_is_read_back(tmp_path):
     assert os.listdir(tmp_path / "deep") == ["p.parquet"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     st.lists(
         st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 2**31 - 1), st.floats(0, 1)),
@@ -161,7 +161,9 @@ def test_columns_that_no_profile_has_are_refused(tmp_path, columns):
         load_profile(write(tmp_path / "p.parquet", **columns))
 
 
-@pytest.mark.parametrize("wide", [{"trials": np.array([8, 8], np.int64), "prompt_tokens": [5.0, 6.0]}, {"extra": [1, 2]}])
+@pytest.mark.parametrize(
+    "wide", [{"trials": np.array([8, 8], np.int64), "prompt_tokens": [5.0, 6.0]}, {"extra": [1, 2]}]
+)
 def test_wider_types_and_more_columns_are_read(tmp_path, wide):
     loaded = load_profile(write(tmp_path / "p.parquet", **wide))
     assert list(loaded.table.columns) == SCHEMA.names
@@ -203,7 +205,7 @@ def test_no_file_says_how_to_make_one(tmp_path):
             load_profile(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(st.binary() | st.binary().map(lambda middle: b"PAR1" + middle + b"PAR1"))
 def test_arbitrary_bytes_are_no_profile(tmp_path, content):
     (tmp_path / "p.parquet").write_bytes(content)

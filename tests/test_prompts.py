@@ -72,7 +72,9 @@ def test_the_same_content_of_two_sources_is_two_prompts():
 
 
 def test_duplicate_rows_are_refused_by_row():
-    with pytest.raises(SgpoError, match=r"row 2 is the same prompt as row 0 \(2 duplicate rows in all\).*duplicates=first"):
+    with pytest.raises(
+        SgpoError, match=r"row 2 is the same prompt as row 0 \(2 duplicate rows in all\).*duplicates=first"
+    ):
         identify(["s"] * 4, [None] * 4, ["x", "y", "x", "y"])
 
 

@@ -60,12 +60,12 @@ def test_a_graded_score_that_was_not_declared_is_refused_with_the_way_out(score,
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_no_finite_number_is_refused_with_the_prompt(score, settings):
-    with pytest.raises(SgpoError, match="reward function: returned .* for prompt gsm8k:17"):
+    with pytest.raises(SgpoError, match=r"reward function: returned .* for prompt gsm8k:17"):
         check_score(score, {}, settings, "gsm8k:17")
 
 
 @pytest.mark.parametrize("settings", [BINARY, GRADED], ids=["binary", "graded"])
 @pytest.mark.parametrize("accuracy", ["yes", [1], NAN, {"value": 1}], ids=repr)
 def test_an_acc_that_is_no_number_is_refused_with_the_prompt(accuracy, settings):
-    with pytest.raises(SgpoError, match="reward function: returned .* for prompt gsm8k:17"):
+    with pytest.raises(SgpoError, match=r"reward function: returned .* for prompt gsm8k:17"):
         check_score(1.0, {"acc": accuracy}, settings, "gsm8k:17")

@@ -72,12 +72,13 @@ def _register_platform() -> None:
     from verl.plugin.platform.platform_manager import PlatformRegistry
 
     class Device:
-        """``torch.cpu`` with the memory figures that verl logs: there is no device memory, so they are 0."""
+        """``torch.cpu`` with what verl asks of a device besides: memory figures (all 0), the random state, a name."""
 
         memory_reserved = memory_allocated = max_memory_reserved = max_memory_allocated = staticmethod(
             lambda device=None: 0
         )
         empty_cache = ipc_collect = reset_peak_memory_stats = staticmethod(lambda device=None: None)
+        get_rng_state, set_rng_state = staticmethod(torch.get_rng_state), staticmethod(torch.set_rng_state)
         get_device_name = staticmethod(lambda device=None: "CPU")
         mem_get_info = staticmethod(lambda device=None: (0, 0))
 

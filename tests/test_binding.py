@@ -1,0 +1,136 @@
+"""The thin twins in verl, piece by piece, on verl's own classes."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
+from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
+from verl.trainer.ppo.utils import create_rl_dataset
+from verl.utils.flops_counter import FlopsCounter
+
+from sgpo_verl.binding.dataloader import PROMPT_KEY, ROLLOUT_N, CurriculumDataLoader, identify_dataset
+from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
+from sgpo_verl.config import Settings, load_settings
+from sgpo_verl.cost import shape_from_config
+from sgpo_verl.errors import SgpoError
+from sgpo_verl.methods.base import Outcome
+from sgpo_verl.metrics import Ledger
+from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.profile import load_profile
+from sgpo_verl.run_config import compose
+
+NUMBERS = RunNumbers(train_batch_size=8, rollout_n=8, mini_batch_size=4, total_training_steps=6)
+
+
+def sampled(scores, infos, prompts):
+    """What TransferQueue hands back for a batch: nested scores, non-tensor columns."""
+    return TensorDict(
+        {
+            "rm_scores": torch.nested.as_nested_tensor(
+                [torch.tensor([0.0] * i + [s]) for i, s in enumerate(scores)], layout=torch.jagged
+            ),
+            "extra_fields": NonTensorStack(*[NonTensorData({"reward_extra_info": info}) for info in infos]),
+            "sgpo_prompt_key": NonTensorStack(*[NonTensorData(p) for p in prompts]),
+        },
+        batch_size=len(scores),
+    )
+
+
+def test_outcomes_count_successes_per_group():
+    keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0"]
+    data = sampled([1.0, 0.0, 0.0, 0.0], [{}] * 4, ["p", "q", "p", "q"])
+    assert outcomes_of(keys, data, Settings()) == [Outcome("p", 2, 1, 0.5), Outcome("q", 2, 0, 0.0)]
+
+
+def test_outcomes_take_acc_before_the_score_and_the_last_output_of_a_session():
+    keys = ["a_0_0", "a_0_1", "a_1_0"]
+    data = sampled([9.0, -1.0, -1.0], [{"acc": 1.0}, {"acc": True}, {"acc": 0.0}], ["p"] * 3)
+    assert outcomes_of(keys, data, Settings()) == [Outcome("p", 2, 1, -1.0)]
+
+
+def test_a_nan_reward_in_training_names_its_prompt():
+    data = sampled([float("nan"), 0.0], [{}] * 2, ["gsm8k:17"] * 2)
+    with pytest.raises(SgpoError, match="NaN for a rollout of prompt gsm8k:17"):
+        outcomes_of(["a_0_0", "a_1_0"], data, Settings())
+
+
+def test_tokens_count_each_prompt_once_per_group_and_padding_rows_as_trained():
+    def tag(prompt, response, **more):
+        return {"prompt_len": prompt, "response_len": response, "seq_len": prompt + response, **more}
+
+    batch = KVBatchMeta(
+        partition_id="train",
+        keys=["a_0_0", "a_1_0", "b_0_0", "pad1_0_0"],
+        tags=[tag(10, 5), tag(10, 7), tag(20, 3), tag(127, 1, is_padding=True)],
+    )
+    tokens, padding = tokens_of(batch, NUMBERS)
+    # prompts 10 + 20 once each; responses 5 + 7 + 3; trained 15 + 17 + 23 + 128
+    assert (tokens.groups, tokens.prompt_tokens, tokens.rows, tokens.response_tokens) == (2, 30, 3, 15)
+    assert (tokens.trained, tokens.trained_rows, padding) == (183, 4, 1)
+
+
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config])
+def test_training_flops_are_verls_less_the_embeddings(config_class):
+    config = config_class(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=1000,
+    )
+    lengths = [128] * 10
+    verls = FlopsCounter(config).estimate_flops(lengths, delta_time=1.0)[0] * 1e12
+    ours = 3 * shape_from_config(config.to_dict()).forward_flops(sum(lengths), len(lengths))
+    # verl counts the embedding table and the output head, 2 x vocabulary x width, at 6 FLOPs per token and weight
+    assert ours == pytest.approx(verls - 6 * 2 * 1000 * 64 * sum(lengths), rel=1e-12)
+
+
+@pytest.fixture
+def loader(folder):
+    """(a curriculum dataloader over the real dataset, its plan)."""
+    arguments = tiny.overrides(folder, **{"algorithm.adv_estimator": None, "+sgpo": "paper"})
+    config = OmegaConf.create(compose(arguments))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    dataset = create_rl_dataset(config.data.train_files, config.data, tokenizer, None)
+    prompts = identify_dataset(dataset, "error")
+    profile = load_profile(tiny.make_profile(folder, [8] * 12 + [4] * 20 + [1] * 8 + [0] * 8, arguments))
+
+    def make(settings=None):
+        plan = make_plan(profile.align(prompts.keys_P), load_settings(settings or {}), NUMBERS)
+        return CurriculumDataLoader(dataset, prompts, plan.method(), Ledger())
+
+    return make
+
+
+def test_a_batch_carries_rows_sizes_and_identities_that_belong_together(loader):
+    batch = loader().next_batch(64)
+    assert list(batch[ROLLOUT_N]) == [2] * 32
+    assert len(set(batch["uid"])) == 32
+    for key, index in zip(batch[PROMPT_KEY], batch["index"], strict=True):
+        assert key == f"sums:{index}"
+
+
+def test_state_restores_into_a_new_loader_and_the_next_draws_are_equal(loader):
+    first = loader()
+    for _ in range(4):
+        first.next_batch(64)
+    first.ledger.flops_train = 7.0
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert second.ledger == first.ledger
+    for _ in range(10):
+        a, b = first.next_batch(64), second.next_batch(64)
+        assert np.array_equal(a[PROMPT_KEY], b[PROMPT_KEY]) and np.array_equal(a[ROLLOUT_N], b[ROLLOUT_N])
+
+
+def test_a_stock_checkpoint_and_one_of_another_plan_are_refused(loader):
+    with pytest.raises(SgpoError, match="written by stock verl"):
+        loader().load_state_dict({"_snapshot": {}})
+    state = loader({"seed": 3}).state_dict()
+    with pytest.raises(SgpoError, match=r"sgpo.seed: checkpoint '3', run '0'"):
+        loader().load_state_dict(state)
