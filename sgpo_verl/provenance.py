@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import ProfileMetadata
 
@@ -45,7 +48,25 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
 def train_files(config: Mapping[str, Any]) -> list[str]:
     """data.train_files as a list of paths, whichever of verl's two forms it has."""
     files = config["data"]["train_files"]
-    return [files] if isinstance(files, str) else list(files)
+    return [files] if isinstance(files, str) else list(files or [])
+
+
+def check_train_files(config: Mapping[str, Any]) -> None:
+    """Raises SgpoError naming the first file of data.train_files that is missing, unreadable or without rows."""
+    if not train_files(config):
+        raise SgpoError("data.train_files: names no file")
+    for path in train_files(config):
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise SgpoError(f"data.train_files: cannot read {path} (no such file)")
+        if file.suffix == ".parquet":
+            try:
+                rows = pq.read_metadata(file).num_rows
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise SgpoError(f"data.train_files: {path} is not a readable parquet file ({reason})") from None
+            if rows == 0:
+                raise SgpoError(f"data.train_files: {path} has no rows; there is nothing to train on")
 
 
 def describe_model(path: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import RunNumbers
 
 SUPPORTED_VERL = ">=0.9.1,<0.10"
+TRAINER_MODES = ("sgpo_sync",)
 
 
 def compose(arguments: Sequence[str]) -> dict[str, Any]:
@@ -101,10 +102,16 @@ def check_supported(config: Mapping[str, Any]) -> None:
     """Refuse what cannot work together with us. Raises SgpoError naming the key, the reason and the way out."""
     if not config["trainer"]["use_v1"]:
         raise SgpoError("trainer.use_v1=False: sgpo plugs into verl's V1 trainer; leave trainer.use_v1 at True")
+    mode = config["trainer"]["v1"]["trainer_mode"]
+    if "sgpo" in config and mode not in TRAINER_MODES:
+        raise SgpoError(
+            f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
+            "trainer would run without the plan"
+        )
     if config["algorithm"]["filter_groups"]["enable"]:
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
             "plan with its own; use one of the two"
         )
-    if config["data"].get("gen_batch_size") not in (None, config["data"]["train_batch_size"]):
-        raise SgpoError("data.gen_batch_size: the plan decides what a step generates; leave it at null")
+    if "sgpo" in config and (config["critic"]["enable"] or config["algorithm"]["adv_estimator"] == "gae"):
+        raise SgpoError("critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo")

@@ -113,14 +113,21 @@ def test_duplicate_prompts_name_both_rows(folder, profiled, tmp_path):
         start(folder, **more)
 
 
-def test_empty_data_is_refused(folder, profiled, tmp_path):
-    data = tmp_path / "train.parquet"
-    pd.read_parquet(folder / "train.parquet").iloc[:0].to_parquet(data)
+def test_empty_and_broken_data_files_are_named(folder, tmp_path):
+    empty, broken = tmp_path / "empty.parquet", tmp_path / "broken.parquet"
+    pd.read_parquet(folder / "train.parquet").iloc[:0].to_parquet(empty)
+    broken.write_bytes((folder / "train.parquet").read_bytes()[:-100])
+    with pytest.raises(SgpoError, match=r"empty.parquet has no rows"):
+        preflight(folder, **{"data.train_files": empty})
+    with pytest.raises(SgpoError, match=r"broken.parquet is not a readable parquet file"):
+        preflight(folder, **{"data.train_files": broken})
+
+
+def test_data_whose_every_prompt_is_too_long_is_refused(folder, profiled):
+    more = {"sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True, "data.max_prompt_length": 2}
+    more["data.filter_overlong_prompts"] = True
     with pytest.raises(SgpoError, match="no prompts left to train on"):
-        start(
-            folder,
-            **{"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True},
-        )
+        start(folder, **more)
 
 
 @pytest.mark.stack

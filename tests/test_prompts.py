@@ -1,6 +1,7 @@
 """A prompt's key: the same whenever and however the data is read."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -103,11 +104,11 @@ def keys_by_content(rows) -> dict[str, str]:
     return {json.dumps(rows[row]): key for row, key in zip(prompts.rows_P, prompts.keys_P, strict=True)}
 
 
-@given(rows, st.randoms(use_true_random=False))
-def test_keys_are_unique_and_do_not_depend_on_the_order_of_rows(rows, random):
+@given(rows, st.integers(0, 99))
+def test_keys_are_unique_and_do_not_depend_on_the_order_of_rows(rows, seed):
     rows = list({json.dumps(row): row for row in rows}.values())
     shuffled = list(rows)
-    random.shuffle(shuffled)
+    random.Random(seed).shuffle(shuffled)
     here, there = keys_by_content(rows), keys_by_content(shuffled)
     assert len(set(here.values())) == len(here)
     # of duplicates (equal source and content, another index) either row may be the one that is kept

@@ -137,7 +137,9 @@ def test_a_key_that_is_gone_is_named(composed, key):
     [
         ("trainer.use_v1", False, r"trainer\.use_v1=False"),
         ("algorithm.filter_groups.enable", True, r"algorithm\.filter_groups\.enable=True: dynamic sampling"),
-        ("data.gen_batch_size", 64, r"data\.gen_batch_size: .*leave it at null"),
+        ("trainer.v1.trainer_mode", "sync", r"trainer\.v1\.trainer_mode=sync: with \+sgpo it must be one of sgpo_sync"),
+        ("critic.enable", True, r"critic\.enable"),
+        ("algorithm.adv_estimator", "gae", r"algorithm\.adv_estimator=gae"),
     ],
 )
 def test_what_cannot_work_together_is_refused_by_its_key(composed, key, value, message):
@@ -145,9 +147,14 @@ def test_what_cannot_work_together_is_refused_by_its_key(composed, key, value, m
         check_supported(changed(composed, key, value))
 
 
-@pytest.mark.parametrize(("key", "value"), [("data.gen_batch_size", 16), ("algorithm.filter_groups", None)])
-def test_what_changes_nothing_is_supported(composed, key, value):
+@pytest.mark.parametrize(("key", "value"), [("algorithm.adv_estimator", "grpo"), ("algorithm.filter_groups", None)])
+def test_what_works_together_is_accepted(composed, key, value):
     check_supported(changed(composed, key, value))
+
+
+def test_stock_verls_trainer_is_refused_only_beside_our_settings(composed):
+    stock = changed(composed, "trainer.v1.trainer_mode", "sync")
+    check_supported(without(stock, "sgpo"))
 
 
 @pytest.mark.parametrize("node", ["paper", [], 3])

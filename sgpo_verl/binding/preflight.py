@@ -16,7 +16,7 @@ from sgpo_verl.binding.verl_version import check_verl_version
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import differences, load_profile
-from sgpo_verl.provenance import describe
+from sgpo_verl.provenance import check_train_files, describe
 from sgpo_verl.run_config import check_supported, numbers_of, settings_of
 
 
@@ -42,6 +42,7 @@ def check_run(config: dict[str, Any]) -> None:
     check_verl_version()
     check_supported(config)
     settings, numbers = settings_of(config), numbers_of(config)
+    check_train_files(config)
     wanted = describe(config, settings.success_threshold, settings.seed, chat_template="")
     if settings.profile.path is None:
         return

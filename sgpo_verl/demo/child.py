@@ -44,7 +44,18 @@ def run_child(command: Sequence[str], log: Path, environment: Mapping[str, str],
 
 
 def stop_session(process: subprocess.Popen) -> None:
-    """End what is left of the session that ``process`` leads: first asked to, after ten seconds made to."""
+    """End what is left of the session that ``process`` leads: first asked to, after ten seconds made to.
+
+    Signals to us wait meanwhile: a second, impatient Ctrl-C must not leave half of Ray behind.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        _stop(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(process: subprocess.Popen) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     wanted = signal.SIGTERM
     while members := _members(process):

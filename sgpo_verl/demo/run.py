@@ -42,9 +42,9 @@ def main(directory: Path, seed: int = 0, fresh: bool = False) -> None:
     with _only_one(directory), _ends_on_sigterm():
         try:
             _run_all(todo, directory, fresh, screen)
-        except KeyboardInterrupt:
-            screen.say("stopped; the same command goes on from the last finished stage")
-            sys.exit(130)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            screen.say("stopped; the same command goes on after the last finished stage")
+            sys.exit(stop.code if isinstance(stop, SystemExit) else 130)
     screen.say(f"\n{screen.elapsed()} in all. Open the report: {directory / 'report.html'}")
 
 

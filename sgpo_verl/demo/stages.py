@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from sgpo_verl import cost, provenance
 from sgpo_verl.demo import progress
 from sgpo_verl.errors import SgpoError
 
 PACKAGE = Path(__file__).parents[1]
 RECIPES = PACKAGE.parent / "recipes"
-STEPS = 32  # of each training run; the recipes' trainer.total_training_steps
 CHILD_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -104,13 +105,13 @@ def stages(directory: Path, seed: int) -> list[Stage]:
 
 def _training(name: str, label: str, title: str, recipe: str, directory: Path, seed: int) -> Stage:
     run = directory / name
-    metrics = run / "metrics.jsonl"
+    metrics, steps = run / "metrics.jsonl", _training_steps()
     return Stage(
         name=name,
         title=title,
         command=(sys.executable, "-m", "verl.trainer.main_ppo", *_training_arguments(recipe, directory, seed)),
         outputs=(run,),
-        progress=lambda: progress.training(metrics, STEPS),
+        progress=lambda: progress.training(metrics, steps),
         sources=(*_settings(recipe), PACKAGE / "demo" / "reward.py"),
         environment={"VERL_FILE_LOGGER_PATH": str(metrics)},
         prepare=lambda: _write_facts(run, label, seed, directory / "base"),
@@ -119,8 +120,14 @@ def _training(name: str, label: str, title: str, recipe: str, directory: Path, s
 
 def _training_arguments(recipe: str, directory: Path, seed: int) -> tuple[str, ...]:
     """What follows ``main_ppo`` and ``sgpo profile`` alike."""
-    overrides = ("+runtime=cpu", f"demo_dir={directory}", f"data.seed={seed}", f"trainer.total_training_steps={STEPS}")
+    quoted = str(directory).replace("'", r"\'")  # Hydra has a grammar for values; in quotes, any path is one
+    overrides = ("+runtime=cpu", f"demo_dir='{quoted}'", f"data.seed={seed}")
     return ("--config-dir", str(RECIPES), "--config-name", recipe, *overrides)
+
+
+def _training_steps() -> int:
+    """Of either run: the pair shares the number."""
+    return yaml.safe_load((RECIPES / "arithmetic_grpo.yaml").read_text())["trainer"]["total_training_steps"]
 
 
 def _settings(recipe: str) -> tuple[Path, ...]:
