@@ -1,5 +1,7 @@
 """Advantages of outcome rewards in groups of any size."""
 
+from collections.abc import Hashable
+
 import numpy as np
 
 EPSILON = 1e-6  # as in verl's GRPO
@@ -16,9 +18,12 @@ def grpo(rewards_N: np.ndarray, group_N: np.ndarray, normalize_by_std: bool = Tr
     (verl's own GRPO gives a group of one its raw reward.)
     """
     rewards_N = np.asarray(rewards_N, dtype=np.float64)
+    if len(group_N) != len(rewards_N):
+        raise ValueError(f"{len(rewards_N)} rewards, {len(group_N)} group labels")
     if rewards_N.size == 0:
         return rewards_N
-    _, member_N = np.unique(group_N, return_inverse=True)
+    number: dict[Hashable, int] = {}
+    member_N = np.array([number.setdefault(label, len(number)) for label in group_N])
     order_N = np.argsort(member_N, kind="stable")
     start_G = np.flatnonzero(np.diff(member_N[order_N], prepend=-1))
     size_G = np.diff(start_G, append=len(order_N))

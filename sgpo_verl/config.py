@@ -7,13 +7,21 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sgpo_verl.errors import SgpoError
 
 
 class _Node(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise PydanticCustomError("bool", "true and false are no value for this")
+        return value
 
 
 class ProfileSettings(_Node):
@@ -36,7 +44,7 @@ class GroupSizeSettings(_Node):
     """Rollouts per prompt: 1 / pass rate, rounded, clipped to [min, max]."""
 
     min: int = Field(2, ge=1, description="Smallest group.")
-    max: int = Field(8, ge=1, description="Largest group.")
+    max: int = Field(8, ge=1, le=2**31, description="Largest group.")
     rounding: Literal["floor", "nearest", "ceil", "none"] = Field(
         "floor", description="Of log2(1 / pass rate), to a power of two; none: 1 / pass rate rounded up to an integer."
     )
@@ -75,7 +83,7 @@ class Settings(_Node):
     """Everything under ``sgpo:``."""
 
     method: Literal["paper"] = Field("paper", description="paper: sGPO as published.")
-    seed: int = Field(0, description="Of every random choice made here: profile samples, sub-sampling, order.")
+    seed: int = Field(0, ge=0, description="Of every random choice made here: profile samples, sub-sampling, order.")
     success_threshold: float = Field(
         0.5,
         description="A rollout succeeds if the reward function's acc, or its score where it has none, is at least this.",
@@ -94,6 +102,10 @@ class Settings(_Node):
     def _consistent(self):
         if self.curriculum.steps is not None and self.curriculum.until != "steps":
             raise ValueError("curriculum.steps is only read with curriculum.until=steps")
+        if self.curriculum.steps is None and self.curriculum.until == "steps":
+            raise ValueError("curriculum.until=steps needs curriculum.steps")
+        if self.batch.rollouts is not None and self.batch.unit != "rollouts":
+            raise ValueError("batch.rollouts is only read with batch.unit=rollouts")
         return self
 
 
@@ -108,6 +120,8 @@ def load_settings(node: Mapping[str, Any]) -> Settings:
 def _explain(item: Mapping[str, Any]) -> str:
     path = [str(part) for part in item["loc"]]
     key = ".".join(["sgpo", *path])
+    if item["type"] == "value_error":  # ours, of settings that contradict each other
+        return f"{key}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
         return f"{key}={item['input']!r}: {item['msg']}"
     known = _keys_at(path[:-1])

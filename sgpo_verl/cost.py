@@ -44,7 +44,13 @@ def shape_from_config(config: dict, source: str = "config.json") -> ModelShape:
     the experts, those that one token is routed to are counted. Vision towers are not.
     Raises SgpoError naming ``source`` and the key where the configuration lacks one that the formula needs.
     """
-    config = config.get("text_config", config)
+    try:
+        return _shape(config.get("text_config") or config, source)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise SgpoError(f"{source}: does not describe a model ({error})") from None
+
+
+def _shape(config: dict, source: str) -> ModelShape:
     try:
         hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
         dense_width = config["intermediate_size"]
@@ -63,7 +69,10 @@ def shape_from_config(config: dict, source: str = "config.json") -> ModelShape:
         mlp = 3 * hidden * (width * routed + shared) + hidden * experts
     else:
         mlp = 3 * hidden * dense_width
-    return ModelShape(parameters=layers * (attention + mlp), attention=layers * heads * head_size)
+    shape = ModelShape(parameters=layers * (attention + mlp), attention=layers * heads * head_size)
+    if shape.parameters <= 0 or shape.attention <= 0:
+        raise ValueError("its sizes are not positive")
+    return shape
 
 
 def shape_from_path(model_path: str | Path) -> ModelShape:
@@ -71,7 +80,7 @@ def shape_from_path(model_path: str | Path) -> ModelShape:
     path = Path(model_path) / "config.json"
     try:
         return shape_from_config(json.loads(path.read_text()), str(path))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SgpoError(f"{path}: cannot read the model's shape ({error})") from None
 
 

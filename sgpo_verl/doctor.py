@@ -71,7 +71,9 @@ def _registered() -> str:
         trainer = v1.get_trainer_cls("sgpo_sync")
         algorithms.get_adv_estimator_fn("sgpo")
     except ValueError as error:
-        raise SgpoError(f"{error} The plugin did not register; is VERL_USE_EXTERNAL_PLUGINS set to leave it out?") from None
+        raise SgpoError(
+            f"{error} The plugin did not register; is VERL_USE_EXTERNAL_PLUGINS set to leave it out?"
+        ) from None
     return f"trainer mode sgpo_sync ({trainer.__name__}), advantage estimator sgpo"
 
 

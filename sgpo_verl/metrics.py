@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
+from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
 from sgpo_verl.profile import Profile
 
@@ -66,6 +67,11 @@ class Ledger:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        missing = [item.name for item in fields(self) if item.name not in state]
+        if missing:
+            raise SgpoError(
+                f"checkpoint: lacks {', '.join(missing)} in its sgpo totals: start a new run from its weights"
+            )
         for item in fields(self):
             setattr(self, item.name, state[item.name])
 

@@ -62,7 +62,7 @@ class Plan:
     @property
     def steps_per_pass(self) -> int:
         """Steps that one pass over every phase takes: what an epoch is to stock verl."""
-        return sum(-(-p.rollouts_per_pass // r) for p, r in zip(self.phases, self.rollouts, strict=True))
+        return sum(-(-len(p.prompts_M) // (r // p.group_size)) for p, r in zip(self.phases, self.rollouts, strict=True))
 
     @property
     def keys_P(self) -> np.ndarray:

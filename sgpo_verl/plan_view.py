@@ -116,7 +116,7 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
     """The histogram of pass rates by class, the phases, and the forecast, as one PNG. Raises SgpoError for a bad path."""
     from matplotlib.figure import Figure
 
-    if path.suffix != ".png" or not path.parent.is_dir():
+    if path.suffix != ".png" or path.is_dir() or not path.parent.is_dir():
         raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
@@ -135,7 +135,9 @@ def _draw_rates(axes, plan: Plan) -> None:
     below = np.zeros(counts.shape[1])
     for kind in Class:
         label = f"{kind.name.lower()} ({counts[kind].sum()})"
-        axes.bar(edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label)
+        axes.bar(
+            edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label
+        )
         below += counts[kind]
     axes.set(title=f"pass rates of {len(plan.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
     axes.margins(y=0.2)
@@ -163,4 +165,6 @@ def _draw_forecast(axes, stock: Forecast, ours: Forecast) -> None:
         labels[1] += f"\nprofile {ours.flops_profile / b:.0%} of it"
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
-    axes.set(title=f"forecast: {a / b:.2f}x" if b else "forecast", ylabel="FLOPs" if what == "flops" else "rollouts")
+    axes.set(
+        title=f"forecast: {a / b:.2f}x" if a and b else "forecast", ylabel="FLOPs" if what == "flops" else "rollouts"
+    )

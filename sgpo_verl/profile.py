@@ -10,7 +10,7 @@ and, in the file's key-value metadata under "sgpo", JSON that says what was prof
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,19 @@ def differences(made: ProfileMetadata, wanted: ProfileMetadata) -> list[str]:
 def save_profile(profile: Profile, path: str | Path) -> Path:
     """Write atomically: the file is whole or not there. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pandas(profile.table, schema=SCHEMA, preserve_index=False)
     payload = json.dumps(asdict(profile.metadata), sort_keys=True).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"sgpo": payload})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(table, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SgpoError(f"{path}: cannot write the profile ({error.strerror}); name another file") from None
     return path
 
 
@@ -157,12 +160,22 @@ def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
         stored = json.loads(raw[b"sgpo"])
     except KeyError:
         raise SgpoError(f"{path}: has no `sgpo` metadata, so what it profiled is unknown; profile again") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise SgpoError(f"{path}: its `sgpo` metadata is not JSON ({error}); profile again") from None
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
         found = stored.get("format_version") if isinstance(stored, dict) else stored
         raise SgpoError(f"{path}: profile format {found!r}, this version reads {FORMAT_VERSION}; profile again")
     known = {name: stored[name] for name in ProfileMetadata.__dataclass_fields__ if name in stored}
+    for item in fields(ProfileMetadata):
+        default = item.default_factory() if item.default is MISSING else item.default
+        expected = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(known.get(item.name, default), expected):
+            raise SgpoError(
+                f"{path}: `sgpo` metadata: {item.name}={known[item.name]!r} has the wrong type; profile again"
+            )
+    path_of_model = known.get("model", {}).get("path", "")
+    if not isinstance(path_of_model, str):
+        raise SgpoError(f"{path}: `sgpo` metadata: model.path={path_of_model!r} has the wrong type; profile again")
     return ProfileMetadata(**known)
 
 
@@ -174,10 +187,14 @@ def _check_rows(frame: pd.DataFrame, path: Path) -> None:
     checks = {
         "prompt_key is missing": frame["prompt_key"].isna(),
         "prompt_key is there twice": frame["prompt_key"].duplicated(),
+        "index is missing": frame["index"].isna(),
         "trials is missing or below 1": trials.isna() | (trials < 1),
         "successes is missing or not between 0 and trials": successes.isna() | (successes < 0) | (successes > trials),
+        "reward_mean is missing or not finite": ~np.isfinite(frame["reward_mean"]),
         "prompt_tokens is missing or negative": frame["prompt_tokens"].isna() | (frame["prompt_tokens"] < 0),
-        "response_tokens_mean is missing or negative": ~(frame["response_tokens_mean"] >= 0),
+        "response_tokens_mean is missing or negative": ~frame["response_tokens_mean"].between(
+            0, np.inf, inclusive="left"
+        ),
     }
     for what, bad in checks.items():
         if bad.any():

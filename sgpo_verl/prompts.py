@@ -58,7 +58,7 @@ def identify(
     if keys is None:
         keys = [f"{s}#{_digest(s, c)}" for s, c in zip(sources, contents, strict=True)]
         rows = _unique_rows(keys, duplicates)
-    integers = [i if isinstance(i, int | np.integer) and not isinstance(i, bool) else NO_INDEX for i in indices]
+    integers = [i if _is_int64(i) else NO_INDEX for i in indices]
     return Prompts(
         keys_P=np.array(keys, dtype=object)[rows],
         sources_P=np.array(sources, dtype=object)[rows],
@@ -67,16 +67,20 @@ def identify(
     )
 
 
+def _is_int64(index: Any) -> bool:
+    return isinstance(index, int | np.integer) and not isinstance(index, bool) and -(2**63) <= index < 2**63
+
+
 def _index_keys(sources: Sequence[str], indices: Sequence[Any]) -> list[str] | None:
     """Keys "source:index", or None if any index is missing or two rows would share a key."""
-    if any(index is None for index in indices):
+    if any(index is None or (isinstance(index, float) and index != index) for index in indices):  # NaN: pandas' null
         return None
     keys = [f"{s}:{i}" for s, i in zip(sources, indices, strict=True)]
     return keys if len(set(keys)) == len(keys) else None
 
 
 def _digest(source: str, content: Any) -> str:
-    text = json.dumps([source, content], sort_keys=True, ensure_ascii=False, default=_plain)
+    text = json.dumps([source, content], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -29,7 +29,7 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
     rollout, data = config["actor_rollout_ref"]["rollout"], config["data"]
     return ProfileMetadata(
         model=describe_model(config["actor_rollout_ref"]["model"]["path"]),
-        data={Path(f).name: hash_file(f, "data.train_files") for f in train_files(config)},
+        data=_hash_files(train_files(config)),
         sampling={
             "temperature": rollout["temperature"],
             "top_p": rollout["top_p"],
@@ -48,7 +48,20 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
 def train_files(config: Mapping[str, Any]) -> list[str]:
     """data.train_files as a list of paths, whichever of verl's two forms it has."""
     files = config["data"]["train_files"]
-    return [files] if isinstance(files, str) else list(files or [])
+    files = [files] if isinstance(files, str) else files or []
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise SgpoError(f"data.train_files={files!r}: must be a file, or a list of files")
+    return files
+
+
+def _hash_files(paths: list[str]) -> dict[str, str]:
+    """File name -> hash; the second file of a name gets " (2)" added, and so on."""
+    hashes: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).name
+        count = sum(Path(other).name == name for other in paths[: len(hashes)])
+        hashes[f"{name} ({count + 1})" if count else name] = hash_file(path, "data.train_files")
+    return hashes
 
 
 def check_train_files(config: Mapping[str, Any]) -> None:
@@ -74,6 +87,8 @@ def describe_model(path: str) -> dict[str, str]:
 
     A name on a hub (no such folder here) is its own fingerprint: pin a revision to make it one.
     """
+    if not isinstance(path, str):
+        raise SgpoError(f"actor_rollout_ref.model.path={path!r}: must be a folder or a name on a hub")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"path": path, "fingerprint": f"hub:{path}"}
@@ -103,12 +118,14 @@ def _samples(file: Path) -> Iterator[bytes]:
 def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"name", "sha256"}: the custom function and its source file, else verl's built-in scores and their version."""
     custom = config["reward"]["custom_reward_function"]
+    more = {"manager": config["reward"]["reward_manager"]["name"]}
+    more |= {"reward_kwargs": custom["reward_kwargs"]} if custom.get("reward_kwargs") else {}
     if not custom["path"]:
-        return {"name": "verl.default_compute_score", "sha256": installed_versions().get("verl", "")}
+        return {"name": "verl.default_compute_score", "sha256": installed_versions().get("verl", ""), **more}
     path = str(custom["path"]).removeprefix("file://")
     if path.startswith("pkg://"):
-        return {"name": f"{path}:{custom['name']}", "sha256": _hash_module(path.removeprefix("pkg://"))}
-    return {"name": custom["name"], "sha256": hash_file(path, "reward.custom_reward_function.path")}
+        return {"name": f"{path}:{custom['name']}", "sha256": _hash_module(path.removeprefix("pkg://")), **more}
+    return {"name": custom["name"], "sha256": hash_file(path, "reward.custom_reward_function.path"), **more}
 
 
 def _hash_module(name: str) -> str:
@@ -116,7 +133,10 @@ def _hash_module(name: str) -> str:
     import importlib.util
 
     name = name.replace("/", ".")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
     if spec is None or spec.origin is None:
         raise SgpoError(f"reward.custom_reward_function.path=pkg://{name}: no such module")
     return hash_file(spec.origin, "reward.custom_reward_function.path")
@@ -129,8 +149,8 @@ def hash_file(path: str | Path, key: str) -> str:
         with Path(path).expanduser().open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
-    except OSError as error:
-        raise SgpoError(f"{key}: cannot read {path} ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise SgpoError(f"{key}: cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
     return digest.hexdigest()[:16]
 
 

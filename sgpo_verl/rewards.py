@@ -16,13 +16,22 @@ def succeeded(score: float, info: Mapping[str, Any], settings: Settings) -> bool
 
 def check_score(score: Any, info: Mapping[str, Any], settings: Settings, prompt: str) -> float:
     """The score as a float. Raises SgpoError naming the prompt if it is no number, NaN, or graded and not declared so."""
-    if isinstance(score, str) or not hasattr(score, "__float__") or math.isnan(float(score)):
-        raise SgpoError(f"reward function: returned {score!r} for prompt {prompt}; it must return a number")
-    value = info.get("acc")
-    value = float(score if value is None else value)
+    number = _number(score, "", prompt)
+    accuracy = info.get("acc")
+    value = number if accuracy is None else _number(accuracy, "acc=", prompt)
     if not settings.graded_rewards and value not in (0.0, 1.0):
         raise SgpoError(
             f"reward function: returned {value} for prompt {prompt}, neither 0 nor 1; set sgpo.graded_rewards=true "
             f"if that is meant (success is then a score of at least sgpo.success_threshold={settings.success_threshold})"
         )
-    return float(score)
+    return number
+
+
+def _number(value: Any, name: str, prompt: str) -> float:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SgpoError(f"reward function: returned {name}{value!r} for prompt {prompt}; it must be a finite number")
+    return number

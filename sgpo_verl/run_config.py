@@ -23,20 +23,33 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     flags, overrides = _split_arguments(arguments)
+    name = flags.get("config_name", "ppo_trainer").removesuffix(".yaml")
+    places = [_verl_config_dir()]
     if "config_dir" in flags:
         folder = Path(flags["config_dir"]).resolve()
         if not folder.is_dir():
             raise SgpoError(f"--config-dir {flags['config_dir']}: no such folder")
-        overrides = [*overrides, f"hydra.searchpath=[file://{folder}]"]
+        # Hydra looks for the primary config only in the place it starts from; the other one is searched for the rest.
+        places = sorted([*places, folder], key=lambda place: not (place / f"{name}.yaml").is_file())
+    searched = [f"hydra.searchpath=[{_quoted(f'file://{place}')}]" for place in places[1:]]
     try:
-        with initialize_config_dir(config_dir=str(_verl_config_dir()), version_base=None):
-            config = hydra_compose(flags.get("config_name", "ppo_trainer"), overrides=overrides)
+        with initialize_config_dir(config_dir=str(places[0]), version_base=None):
+            config = hydra_compose(name, overrides=[*overrides, *searched])
         return OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SgpoError("the configuration does not compose: " + " ".join(lines[:2])) from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise SgpoError(f"--config-name {name}: it, or a file it names, is not a YAML mapping ({reason})") from None
+
+
+def _quoted(text: str) -> str:
+    """As one value of Hydra's override grammar, whatever characters a path holds."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -73,28 +86,43 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     return load_settings(node or {})
 
 
+REQUIRED = (
+    "data.train_batch_size",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "trainer.total_epochs",
+)
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise SgpoError(f"{key}: not in this configuration; is it one of verl's PPO trainer (ppo_trainer)?")
+        node = node[part]
+    return node
+
+
 def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     """Batch, mini-batch and length of the training run. Raises SgpoError naming a key that is missing or not positive."""
-    actor, trainer = config["actor_rollout_ref"]["actor"], config["trainer"]
-    required = {
-        "data.train_batch_size": config["data"]["train_batch_size"],
-        "actor_rollout_ref.rollout.n": config["actor_rollout_ref"]["rollout"]["n"],
-        "actor_rollout_ref.actor.ppo_mini_batch_size": actor["ppo_mini_batch_size"],
-        "trainer.total_epochs": trainer["total_epochs"],
-    }
+    required = {key: _at(config, key) for key in REQUIRED}
     for key, value in required.items():
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise SgpoError(f"{key}={value!r}: must be a positive integer")
-    steps = trainer["total_training_steps"]
-    if steps is not None and steps < 1:
-        raise SgpoError(f"trainer.total_training_steps={steps!r}: must be positive, or null")
+    steps = _at(config, "trainer.total_training_steps")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise SgpoError(f"trainer.total_training_steps={steps!r}: must be a positive integer, or null")
     correction = config["algorithm"].get("rollout_correction") or {}
-    reference = actor["use_kl_loss"] or config["algorithm"]["use_kl_in_reward"]
+    reference = config["actor_rollout_ref"]["actor"]["use_kl_loss"] or config["algorithm"]["use_kl_in_reward"]
     return RunNumbers(
-        *required.values(),
+        train_batch_size=required["data.train_batch_size"],
+        rollout_n=required["actor_rollout_ref.rollout.n"],
+        mini_batch_size=required["actor_rollout_ref.actor.ppo_mini_batch_size"],
+        total_epochs=required["trainer.total_epochs"],
         total_training_steps=steps,
         scoring_passes=(0 if correction.get("bypass_mode") else 1) + bool(reference),
-        ppo_epochs=actor["ppo_epochs"],
+        ppo_epochs=required["actor_rollout_ref.actor.ppo_epochs"],
     )
 
 
@@ -108,10 +136,12 @@ def check_supported(config: Mapping[str, Any]) -> None:
             f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
             "trainer would run without the plan"
         )
-    if config["algorithm"]["filter_groups"]["enable"]:
+    if (config["algorithm"].get("filter_groups") or {}).get("enable"):
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
             "plan with its own; use one of the two"
         )
     if "sgpo" in config and (config["critic"]["enable"] or config["algorithm"]["adv_estimator"] == "gae"):
-        raise SgpoError("critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo")
+        raise SgpoError(
+            "critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo"
+        )

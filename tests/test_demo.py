@@ -221,6 +221,19 @@ def test_finished_stage_is_reused_until_its_settings_change(tmp_path):
     assert runs() == 4
 
 
+def test_a_stage_runs_again_when_one_that_it_reads_did(tmp_path):
+    def stage(name, after=()):
+        code = f"open({str(tmp_path / name)!r}, 'w'); open({str(tmp_path / 'order')!r}, 'a').write({name!r})"
+        return Stage(name, name, (sys.executable, "-c", code), (tmp_path / name,), lambda: "", after=after)
+
+    todo = [stage("a"), stage("b", after=("a",)), stage("c")]
+    run_all(todo, tmp_path)
+    run_all(todo, tmp_path)
+    (tmp_path / "a").unlink()
+    run_all(todo, tmp_path)
+    assert (tmp_path / "order").read_text() == "abcab"
+
+
 def test_failed_stage_names_itself_and_its_log(tmp_path):
     with pytest.raises(SgpoError, match=r"a stage, failed \(exit status 3\); its log: .*one\.log"):
         run_all([python_stage(tmp_path, "print('boom'); raise SystemExit(3)")], tmp_path)

@@ -21,9 +21,7 @@ def test_agrees_with_verls_grpo_on_ragged_groups():
     rewards, mask = batch(rng.integers(0, 2, len(index)).astype(float).tolist())
     mask[:, 2] = torch.from_numpy(rng.integers(0, 2, len(index)).astype(np.float32))
     for normalize in (True, False):
-        theirs, _ = compute_grpo_outcome_advantage(
-            rewards.clone(), mask, index, norm_adv_by_std_in_grpo=normalize
-        )
+        theirs, _ = compute_grpo_outcome_advantage(rewards.clone(), mask, index, norm_adv_by_std_in_grpo=normalize)
         ours, returns = compute_sgpo_advantage(
             rewards, mask, index, config=AlgoConfig(norm_adv_by_std_in_grpo=normalize)
         )

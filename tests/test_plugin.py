@@ -20,7 +20,9 @@ print(json.dumps({"plugin": "sgpo_verl.binding.register" in sys.modules, "heavy"
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if k != "VERL_PLATFORM"}
-    return subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, cwd="/")
+    return subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, cwd="/"
+    )
 
 
 def last_json(process: subprocess.CompletedProcess) -> dict:

@@ -1,11 +1,20 @@
 """What a profile was made of: equal things hash equal, and whatever changes the counts changes the metadata."""
 
+import pandas as pd
 import pytest
 
 from sgpo_verl import provenance
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import differences
-from sgpo_verl.provenance import describe, describe_model, describe_reward, hash_file, installed_versions, train_files
+from sgpo_verl.provenance import (
+    check_train_files,
+    describe,
+    describe_model,
+    describe_reward,
+    hash_file,
+    installed_versions,
+    train_files,
+)
 
 KIBI = 1024
 
@@ -17,8 +26,9 @@ def run(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
-    for name in ("a/train.parquet", "b/train.parquet", "reward.py"):
-        (tmp_path / name).write_text(name)
+    for name in ("a/train.parquet", "b/train.parquet"):
+        pd.DataFrame({"prompt": [name]}).to_parquet(tmp_path / name)
+    (tmp_path / "reward.py").write_text("")
     return {
         "actor_rollout_ref": {
             "model": {"path": str(tmp_path / "model")},
@@ -29,7 +39,10 @@ def run(tmp_path):
             "max_prompt_length": 16,
             "max_response_length": 8,
         },
-        "reward": {"custom_reward_function": {"path": str(tmp_path / "reward.py"), "name": "compute_score"}},
+        "reward": {
+            "reward_manager": {"name": "naive"},
+            "custom_reward_function": {"path": str(tmp_path / "reward.py"), "name": "compute_score"},
+        },
     }
 
 
@@ -111,7 +124,26 @@ def test_what_is_not_there_is_refused_by_its_key(run, path, value, message):
         node = node[part]
     node[path[-1]] = value
     with pytest.raises(SgpoError, match=message):
+        check_train_files(run)
         described(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot read .*train\.parquet"),
+        (b"PAR1", r".*train\.parquet is not a readable parquet file"),
+        ("no rows", r".*train\.parquet has no rows"),
+    ],
+)
+def test_a_data_file_that_holds_nothing_is_named(tmp_path, content, message):
+    file = tmp_path / "train.parquet"
+    if content == "no rows":
+        pd.DataFrame({"prompt": []}).to_parquet(file)
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SgpoError, match=rf"data\.train_files: {message}"):
+        check_train_files({"data": {"train_files": str(file)}})
 
 
 def test_train_files_is_one_path_or_a_list():
@@ -150,15 +182,37 @@ def test_large_weight_files_are_sampled_from_end_to_end(tmp_path, monkeypatch, p
 
 
 def test_verls_own_rewards_go_by_verls_version():
-    described = describe_reward({"reward": {"custom_reward_function": {"path": None, "name": "compute_score"}}})
-    assert described == {"name": "verl.default_compute_score", "sha256": installed_versions()["verl"]}
+    described = describe_reward(
+        {
+            "reward": {
+                "reward_manager": {"name": "naive"},
+                "custom_reward_function": {"path": None, "name": "compute_score"},
+            }
+        }
+    )
+    assert described == {
+        "name": "verl.default_compute_score",
+        "sha256": installed_versions()["verl"],
+        "manager": "naive",
+    }
 
 
 def test_a_reward_in_a_module_is_hashed_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / "toy_reward.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
-    described = describe_reward({"reward": {"custom_reward_function": {"path": "pkg://toy_reward", "name": "f"}}})
-    assert described == {"name": "pkg://toy_reward:f", "sha256": hash_file(tmp_path / "toy_reward.py", "")}
+    described = describe_reward(
+        {
+            "reward": {
+                "reward_manager": {"name": "naive"},
+                "custom_reward_function": {"path": "pkg://toy_reward", "name": "f"},
+            }
+        }
+    )
+    assert described == {
+        "name": "pkg://toy_reward:f",
+        "sha256": hash_file(tmp_path / "toy_reward.py", ""),
+        "manager": "naive",
+    }
 
 
 def test_hash_of_a_file(tmp_path):

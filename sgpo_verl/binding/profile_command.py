@@ -26,7 +26,7 @@ from sgpo_verl.run_config import settings_of
 
 def run(plain: dict[str, Any], output: Path | None, force: bool) -> None:
     """Profile what ``plain`` (a resolved training configuration) would train on; write and summarise it."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     settings = settings_of(plain)
     check_run(_without_profile(plain))
     output = output or Path(

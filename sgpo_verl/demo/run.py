@@ -49,10 +49,10 @@ def main(directory: Path, seed: int = 0, fresh: bool = False) -> None:
 
 
 def _run_all(todo: list[Stage], directory: Path, fresh: bool, screen: Screen) -> None:
-    before: list[str] = []  # what the stages so far left in their markers: a stage depends on all of them
+    finished: dict[str, float] = {}  # by stage: when; a stage done again is another one to those that read its outputs
     for number, stage in enumerate(todo, 1):
         marker = directory / "done" / f"{stage.name}.json"
-        key = _key(stage, before)
+        key = _key(stage, [finished[name] for name in stage.after])
         done = None if fresh or stage.again else _finished(stage, marker, key)
         if done is None:
             marker.unlink(missing_ok=True)
@@ -63,8 +63,7 @@ def _run_all(todo: list[Stage], directory: Path, fresh: bool, screen: Screen) ->
             screen.reused(number, stage.title, done["seconds"])
         if stage.show:
             screen.say("\n" + log_of(directory, stage.name).read_text())
-        if not stage.again:
-            before.append(f"{stage.name} {done['finished']}")
+        finished[stage.name] = done["finished"]
 
 
 def _run_stage(stage: Stage, number: int, directory: Path, screen: Screen) -> float:
@@ -83,7 +82,7 @@ def _run_stage(stage: Stage, number: int, directory: Path, screen: Screen) -> fl
     return time.monotonic() - start
 
 
-def _key(stage: Stage, before: list[str]) -> str:
+def _key(stage: Stage, before: list[float]) -> str:
     """Changes whenever the stage would have to run again."""
     sources = {path.name: path.read_text() for path in stage.sources}
     parts = [stage.command, sources, before, provenance.installed_versions()]

@@ -15,6 +15,7 @@ from sgpo_verl.errors import SgpoError
 
 PACKAGE = Path(__file__).parents[1]
 RECIPES = PACKAGE.parent / "recipes"
+SGPO = (sys.executable, "-m", "sgpo_verl.cli")
 CHILD_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -31,8 +32,9 @@ class Stage:
     """One child process.
 
     name: of its log and its marker. outputs: files and folders that are removed before it runs and must be there
-    after it. sources: files whose change makes it run again. show: print its output when it is done.
-    again: run it even if nothing changed (it takes seconds). progress: its state in a few words.
+    after it. progress: its state in a few words. after: the stages whose outputs it reads. sources: files whose change
+    makes it run again. environment: variables of its own. prepare: called when its old outputs are gone. show: print
+    its output when it is done. again: run it even if nothing changed (it takes seconds).
     """
 
     name: str
@@ -40,6 +42,7 @@ class Stage:
     command: tuple[str, ...]
     outputs: tuple[Path, ...]
     progress: Callable[[], str]
+    after: tuple[str, ...] = ()
     sources: tuple[Path, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] = lambda: None
@@ -58,53 +61,54 @@ def stages(directory: Path, seed: int) -> list[Stage]:
             f"{RECIPES}: no such folder - the demo runs from a checkout of sgpo-verl, where its recipes are"
         )
     ours = _training_arguments("arithmetic_sgpo", directory, seed)
-    profile = directory / "profile.parquet"
-    sgpo = (sys.executable, "-m", "sgpo_verl.cli")
-    demo = PACKAGE / "demo"
+    profile, page = directory / "profile.parquet", directory / "report.html"
+    plan = ("plan", str(profile), *ours, "--plot", str(directory / "plan.png"))
     return [
-        Stage(
-            name="base",
-            title="train the base model",
-            command=(sys.executable, "-m", "sgpo_verl.demo.base", str(directory), "--seed", str(seed)),
-            outputs=(directory / "base", directory / "data"),
-            progress=lambda: progress.last_line(log_of(directory, "base"), ("step", "right"), "loading torch"),
-            sources=(demo / "base.py", demo / "task.py"),
-        ),
+        _base(directory, seed),
         Stage(
             name="profile",
             title="profile the prompts",
-            command=(*sgpo, "profile", *ours),
+            command=(*SGPO, "profile", *ours),
             outputs=(profile,),
             progress=lambda: progress.last_line(
                 log_of(directory, "profile"), ("sgpo: profiled", "profile:"), "starting Ray and vLLM (about a minute)"
             ),
-            sources=(*_settings("arithmetic_sgpo"), demo / "reward.py"),
+            after=("base",),
+            sources=(*_settings("arithmetic_sgpo"), PACKAGE / "demo" / "reward.py"),
         ),
-        Stage(
-            name="plan",
-            title="plan the training",
-            command=(*sgpo, "plan", str(profile), *ours, "--plot", str(directory / "plan.png")),
-            outputs=(directory / "plan.png",),
-            progress=lambda: "",
-            show=True,
-            again=True,
-        ),
-        _training("grpo", "GRPO", "train with stock GRPO", "arithmetic_grpo", directory, seed),
-        _training("sgpo", "sGPO", "train with sGPO", "arithmetic_sgpo", directory, seed),
-        Stage(
-            name="report",
-            title="compare",
-            command=(*sgpo, "report", f"{directory}/grpo", f"{directory}/sgpo", "--output", f"{directory}/report.html"),
-            outputs=(directory / "report.html",),
-            progress=lambda: "",
-            show=True,
-            again=True,
-        ),
+        _table("plan", "plan the training", plan, directory / "plan.png"),
+        _training("grpo", "GRPO", "train with stock GRPO", directory, seed, after=("base",)),
+        _training("sgpo", "sGPO", "train with sGPO", directory, seed, after=("base", "profile")),
+        _table("report", "compare", ("report", f"{directory}/grpo", f"{directory}/sgpo", "--output", str(page)), page),
     ]
 
 
-def _training(name: str, label: str, title: str, recipe: str, directory: Path, seed: int) -> Stage:
-    run = directory / name
+def _base(directory: Path, seed: int) -> Stage:
+    return Stage(
+        name="base",
+        title="train the base model",
+        command=(sys.executable, "-m", "sgpo_verl.demo.base", str(directory), "--seed", str(seed)),
+        outputs=(directory / "base", directory / "data"),
+        progress=lambda: progress.last_line(log_of(directory, "base"), ("step", "right"), "loading torch"),
+        sources=(PACKAGE / "demo" / "base.py", PACKAGE / "demo" / "task.py"),
+    )
+
+
+def _table(name: str, title: str, arguments: tuple[str, ...], output: Path) -> Stage:
+    """A command of a few seconds whose output is what the user wants to see."""
+    return Stage(
+        name=name,
+        title=title,
+        command=(*SGPO, *arguments),
+        outputs=(output,),
+        progress=lambda: "",
+        show=True,
+        again=True,
+    )
+
+
+def _training(name: str, label: str, title: str, directory: Path, seed: int, after: tuple[str, ...]) -> Stage:
+    run, recipe = directory / name, f"arithmetic_{name}"
     metrics, steps = run / "metrics.jsonl", _training_steps()
     return Stage(
         name=name,
@@ -112,6 +116,7 @@ def _training(name: str, label: str, title: str, recipe: str, directory: Path, s
         command=(sys.executable, "-m", "verl.trainer.main_ppo", *_training_arguments(recipe, directory, seed)),
         outputs=(run,),
         progress=lambda: progress.training(metrics, steps),
+        after=after,
         sources=(*_settings(recipe), PACKAGE / "demo" / "reward.py"),
         environment={"VERL_FILE_LOGGER_PATH": str(metrics)},
         prepare=lambda: _write_facts(run, label, seed, directory / "base"),

@@ -28,7 +28,7 @@ TRIVIAL_SHARE = HOPELESS_SHARE = 0.35
 
 # GRPO's 28 steps of 16 prompts see 448: one pass, as RL on a real data set is. Fixed before any run of sGPO.
 POOL_SIZE = 448
-VALIDATION_SIZE = 64  # sampled four times each: as many rollouts as two training steps
+VALIDATION_SIZE = 64  # sampled twice each: as many rollouts as a training step
 
 
 def answer(number: str) -> str:

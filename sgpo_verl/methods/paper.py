@@ -35,11 +35,12 @@ class Class(IntEnum):
 def classify(trials_P: np.ndarray, successes_P: np.ndarray, settings: FilterSettings) -> np.ndarray:
     """Class of each prompt, int8 (P,): unsolved at 0 successes, trivial above ``max_pass_rate``, else learnable.
 
-    trials_P >= 1, successes_P in [0, trials_P]. The comparison is exact: successes > max_pass_rate x trials in integers.
+    trials_P >= 1, successes_P in [0, trials_P]. The comparison is exact: successes > floor(max_pass_rate x trials).
     """
     limit = Fraction(str(settings.max_pass_rate))
-    trivial_P = successes_P.astype(np.int64) * limit.denominator > trials_P.astype(np.int64) * limit.numerator
-    class_P = np.where(trivial_P, Class.TRIVIAL, Class.LEARNABLE)
+    trials, which_P = np.unique(trials_P, return_inverse=True)  # few distinct values: exact arithmetic once for each
+    most = np.array([int(limit * n) for n in trials.tolist()], dtype=np.int64)
+    class_P = np.where(successes_P > most[which_P], Class.TRIVIAL, Class.LEARNABLE)
     return np.where(successes_P == 0, Class.UNSOLVED, class_P).astype(np.int8)
 
 
@@ -86,7 +87,7 @@ def phases(class_P: np.ndarray, size_P: np.ndarray, settings: FilterSettings, se
     learnable_P, unsolved_U = class_P == Class.LEARNABLE, np.flatnonzero(class_P == Class.UNSOLVED)
     if not learnable_P.any():
         raise SgpoError(_nothing_to_learn(class_P, settings))
-    draw = round(settings.unsolved_fraction * len(unsolved_U))
+    draw = int(settings.unsolved_fraction * len(unsolved_U) + 0.5)
     result = []
     for number, size in enumerate(np.unique(size_P[learnable_P])):
         cluster_C = np.flatnonzero(learnable_P & (size_P == size))
@@ -184,7 +185,8 @@ class Paper:
     def _order(self, number: int) -> np.ndarray:
         """Permutation of this phase's prompts in pass ``number``; kept until another is asked for."""
         if self._order_key != (self.phase, number):
-            rng = np.random.default_rng([self.seed, self.phase, number])
+            # From 1 on: [s, p, 0] would be the stream of [s, p], from which the unsolved sample was drawn.
+            rng = np.random.default_rng([self.seed, self.phase, 1 + number])
             self._order_key = (self.phase, number)
             self._order_M = rng.permutation(len(self.phases[self.phase].prompts_M))
         return self._order_M
@@ -203,6 +205,11 @@ class Paper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("method") != self.name:
             raise SgpoError(f"checkpoint: written by sgpo.method={state.get('method')!r}, this run is {self.name!r}")
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise SgpoError(
+                f"checkpoint: lacks {', '.join(missing)} in its sgpo state: start a new run from its weights"
+            )
         mine, theirs = self.fingerprint, state["fingerprint"]
         differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if differ:
