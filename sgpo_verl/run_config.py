@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgpo_verl import SUPPORTED_VERL
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import RunNumbers
 
-SUPPORTED_VERL = ">=0.9.1,<0.10"
 TRAINER_MODES = ("sgpo_sync",)
 
 

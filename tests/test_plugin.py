@@ -12,7 +12,9 @@ REPORT = """
 import json, sys
 import verl
 from verl.plugin.platform.platform_manager import PlatformRegistry
-heavy = [m for m in sys.modules if m.startswith(("sgpo_verl.binding.trainer", "verl.trainer"))]
+ours = {"sgpo_verl", "sgpo_verl.binding", "sgpo_verl.errors"}
+ours |= {f"sgpo_verl.binding.{name}" for name in ("register", "cpu", "verl_version")}
+heavy = [m for m in sys.modules if m.startswith(("sgpo_verl", "verl.trainer")) and m not in ours]
 print(json.dumps({"plugin": "sgpo_verl.binding.register" in sys.modules, "heavy": heavy,
                   "platforms": list(PlatformRegistry.registered_names())}))
 """
@@ -79,6 +81,21 @@ def test_doctor_shows_the_exception_of_a_plugin_that_failed_to_load(broken_plugi
     assert "FAIL  plugin loads" in process.stdout
     assert "RuntimeError: the disk with the moon on it is gone" in process.stdout
     assert "FAIL  registered with verl" in process.stdout
+
+
+def test_an_unsupported_verl_is_said_once_with_the_supported_range_and_registers_nothing(tmp_path):
+    info = tmp_path / "verl-0.10.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: verl\nVersion: 0.10.0\n")
+    code = """
+import json, subprocess, sys, verl
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+child = subprocess.run([sys.executable, "-c", "import verl"], capture_output=True, text=True)
+print(json.dumps({"registered": "sgpo" in ADV_ESTIMATOR_REGISTRY, "again": "sgpo:" in child.stderr}))
+"""
+    process = python(code, PYTHONPATH=str(tmp_path))
+    assert last_json(process) == {"registered": False, "again": False}
+    assert "sgpo: verl 0.10.0 is not supported: pip install 'verl>=0.9.1,<0.10'" in process.stderr
 
 
 def test_doctor_is_content_with_this_installation():

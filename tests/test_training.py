@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import tiny
 
+from sgpo_verl.profile import load_profile
+
 pytestmark = pytest.mark.stack
 
 # 48 prompts, successes of 8 trials: 12 trivial, 16 of G = 2, 8 of G = 4, 4 of G = 8, 8 unsolved (a quarter drawn: 2).
@@ -124,6 +126,20 @@ def test_a_resumed_run_goes_on_with_the_same_prompts_sizes_and_totals(trained, f
         again, first = groups_of_step(tmp_path, step, row_of), groups_of_step(trained, step, row_of)
         assert sorted(again) == sorted(first)
     assert tiny.metrics(tmp_path)[-1]["sgpo/rollouts/total"] == tiny.metrics(trained)[-1]["sgpo/rollouts/total"]
+
+
+def test_without_a_profile_the_run_makes_one_first_and_unit_prompts_keeps_their_number(folder, tmp_path, row_of):
+    more = {"sgpo.batch.unit": "prompts", "trainer.total_training_steps": 2, "trainer.save_freq": -1}
+    process = tiny.train(tmp_path, sgpo_overrides(folder, **more))
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    profile = load_profile(tmp_path / "checkpoints" / "sgpo" / "profile.parquet")
+    assert profile.samples == 48 * 8
+    for step, logged in enumerate(tiny.metrics(tmp_path), start=1):
+        groups = groups_of_step(tmp_path, step, row_of)
+        assert len(groups) == 8
+        assert logged["sgpo/rollouts/padding"] == 0
+        assert logged["sgpo/rollouts/trained"] == sum(n for _, n in groups)
+        assert logged["sgpo/flops/profile"] > 0
 
 
 def test_stock_verl_is_untouched_while_the_plugin_is_installed(folder, tmp_path, row_of):

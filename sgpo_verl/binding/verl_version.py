@@ -4,8 +4,8 @@ import importlib.metadata
 
 from packaging.specifiers import SpecifierSet
 
+from sgpo_verl import SUPPORTED_VERL
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.run_config import SUPPORTED_VERL
 
 
 def check_verl_version() -> str:

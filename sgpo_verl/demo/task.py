@@ -26,7 +26,7 @@ MAX_LENGTH = len(RIGHT)
 TRIVIAL, LEARNABLE, HOPELESS = (2, 3), (4, 5, 6, 7, 8), (6, 7, 8)  # lengths of each kind of row
 TRIVIAL_SHARE = HOPELESS_SHARE = 0.35
 
-# GRPO's 28 steps of 16 prompts see 448: one pass, as RL on a real data set is. Fixed before any run of sGPO.
+# GRPO's 28 steps of 16 prompts see 448: one pass, as RL on a real data set is. docs/demo.md has the choice's history.
 POOL_SIZE = 448
 VALIDATION_SIZE = 64  # sampled twice each: as many rollouts as a training step
 
