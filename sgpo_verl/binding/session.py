@@ -55,7 +55,7 @@ class Session:
         ledger = Ledger.after_profile(shape, made)
         method = plan.method()
         phases = [(p.group_size, len(p.prompts_M), s) for p, s in zip(plan.phases, plan.steps, strict=True)]
-        logger.warning("sgpo: %d steps; phases (group size, prompts, steps): %s", plan.total_steps, phases)
+        print(f"sgpo: {plan.total_steps} steps; phases (group size, prompts, steps): {phases}", flush=True)
         return cls(settings, plan, method, CurriculumDataLoader(dataset, prompts, method, ledger), ledger, shape)
 
 
@@ -90,7 +90,7 @@ def _profile_for(
     else:
         progress = plain_progress(len(prompts), settings.profile.n)
         profile = profile_dataset(config, dataset, prompts, tokenizer, settings, wanted, progress)
-        logger.warning("sgpo: profile written to %s", save_profile(profile, path))
+        print(f"sgpo: profile written to {save_profile(profile, path)}", flush=True)
     return profile, path
 
 
