@@ -17,7 +17,9 @@ from sgpo_verl.provenance import installed_versions
 
 def run(arguments: Sequence[str]) -> bool:
     """Print one line per check; with training arguments, check that configuration too. True if nothing failed."""
-    os.environ.setdefault("VERL_LOGGING_LEVEL", "ERROR")  # what verl lacks on a machine without a GPU is not the question
+    os.environ.setdefault(
+        "VERL_LOGGING_LEVEL", "ERROR"
+    )  # what verl lacks on a machine without a GPU is not the question
     warnings.simplefilter("ignore")
     console = Console(highlight=False, soft_wrap=True)
     checks: list[tuple[str, Callable[[], str]]] = [

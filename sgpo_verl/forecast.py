@@ -10,7 +10,11 @@ from sgpo_verl.plan import Plan
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected cost of a run: rollouts, tokens and FLOPs, the profile's share, and the share of groups that are mixed."""
+    """Expected cost of a run.
+
+    rollouts: the profile's included. flops, of which flops_profile. mixed: share of groups that hold both outcomes, the
+    only ones that teach. teaching_rollouts: rollouts in them.
+    """
 
     steps: int
     rollouts: int
@@ -19,6 +23,12 @@ class Forecast:
     flops: float
     flops_profile: float
     mixed: float
+    teaching_rollouts: float
+
+    @property
+    def flops_per_teaching_rollout(self) -> float:
+        """What a rollout of a mixed group costs, everything that taught nothing included; infinite if none is expected."""
+        return self.flops / self.teaching_rollouts if self.teaching_rollouts else float("inf")
 
 
 def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
@@ -40,7 +50,7 @@ def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_
     table, numbers = plan.profile.table, plan.numbers
     pass_rate_P = (table["successes"] / table["trials"]).to_numpy()
     prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
-    totals, groups, mixed = np.zeros(4), 0, 0.0
+    totals, groups, mixed, teaching = np.zeros(4), 0, 0.0, 0.0
     for rows_M, size, steps, rollouts in parts:
         p_M = pass_rate_P[rows_M]
         prompt, response = prompt_P[rows_M].mean(), response_P[rows_M].mean()
@@ -57,7 +67,9 @@ def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_
         totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
         count = steps * (rollouts // size)
         groups += count
-        mixed += count * float((1 - p_M**size - (1 - p_M) ** size).mean())
+        share = float((1 - p_M**size - (1 - p_M) ** size).mean())
+        mixed += count * share
+        teaching += steps * rollouts * share
     return Forecast(
         steps=sum(part[2] for part in parts),
         rollouts=int(totals[0]) + samples,
@@ -66,4 +78,5 @@ def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_
         flops=totals[3] + profile_flops,
         flops_profile=profile_flops,
         mixed=mixed / groups if groups else 0.0,
+        teaching_rollouts=teaching,
     )

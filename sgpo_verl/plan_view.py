@@ -38,6 +38,12 @@ def show(plan: Plan, shape: ModelShape | None) -> None:
     for table in (_classes(plan), _histogram(plan), _phases(plan), _forecasts(plan, shape)):
         console.print(table)
         console.print()
+    if plan.numbers.total_training_steps is not None:
+        console.print(
+            f"Both are set to {plan.numbers.total_training_steps} steps (trainer.total_training_steps): the forecast is of "
+            "whole runs; what it takes to reach the same accuracy, only training shows.",
+            style="yellow",
+        )
     if shape is None:
         console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
 
@@ -101,6 +107,7 @@ def _forecasts(plan: Plan, shape: ModelShape | None) -> Table:
     rows += [("tokens generated in training", "generated_tokens"), ("tokens trained on", "trained_tokens")]
     if shape is not None:
         rows += [("FLOPs of the profile", "flops_profile"), ("FLOPs, profile included", "flops")]
+        rows += [("FLOPs per rollout in a mixed group", "flops_per_teaching_rollout")]
     for label, name in rows:
         a, b = getattr(stock, name), getattr(ours, name)
         table.add_row(label, _number(a), _number(b), f"{a / b:.2f}x" if a and b else "")
@@ -166,5 +173,6 @@ def _draw_forecast(axes, stock: Forecast, ours: Forecast) -> None:
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
     axes.set(
-        title=f"forecast: {a / b:.2f}x" if a and b else "forecast", ylabel="FLOPs" if what == "flops" else "rollouts"
+        title=f"forecast of the whole run: {a / b:.2f}x" if a and b else "forecast",
+        ylabel="FLOPs" if what == "flops" else "rollouts",
     )

@@ -63,7 +63,7 @@ def test_without_the_model_flops_are_zero_and_the_rest_is_there():
 
 def test_fewer_prompts_than_a_batch_are_no_step_of_stock_grpo():
     stock, ours = both(replace(NUMBERS, train_batch_size=16, mini_batch_size=16, rollout_n=1), ModelShape(1, 0))
-    assert astuple(stock) == (0, 0, 0, 0, 0, 0, 0)
+    assert astuple(stock) == (0, 0, 0, 0, 0, 0, 0, 0)
     assert ours.steps == 1
 
 
