@@ -58,7 +58,9 @@ def plan(
     loaded = load_profile(profile)
     config = compose(context.args)
     check_supported(config)
-    made = make_plan(loaded, settings_of(config), numbers_of(config))
+    # Before the settings: sgpo.curriculum.epochs repeats trainer.total_epochs, and would be blamed for it.
+    numbers = numbers_of(config)
+    made = make_plan(loaded, settings_of(config), numbers)
     shape = plan_view.shape_of(config, loaded)
     plan_view.show(made, shape)
     if plot is not None:

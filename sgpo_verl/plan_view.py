@@ -25,8 +25,10 @@ COLOURS = {
 
 def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
     """The model's shape: of the training command's model, else of the one that was profiled; None if neither is here."""
-    named = config["actor_rollout_ref"]["model"]["path"]
-    for path in (named, profile.metadata.model.get("path", "")):
+    model = config["actor_rollout_ref"].get("model") or {}
+    for path in (model.get("path"), profile.metadata.model.get("path", "")):
+        if path and not isinstance(path, str):
+            raise SgpoError(f"actor_rollout_ref.model.path={path!r}: must be a folder or a name on a hub")
         if path and Path(path).expanduser().is_dir():
             return shape_from_path(Path(path).expanduser())
     return None
@@ -123,7 +125,11 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
     """The histogram of pass rates by class, the phases, and the forecast, as one PNG. Raises SgpoError for a bad path."""
     from matplotlib.figure import Figure
 
-    if path.suffix != ".png" or path.is_dir() or not path.parent.is_dir():
+    try:
+        fits = path.suffix == ".png" and not path.is_dir() and path.parent.is_dir()
+    except OSError:  # a name too long to look for, before Python 3.12
+        fits = False
+    if not fits:
         raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
@@ -133,8 +139,14 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
     for axes in (rates, phases, cost):
         axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    try:
+        try:
+            figure.savefig(temporary, dpi=150, format="png")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SgpoError(f"--plot {path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def _draw_rates(axes, plan: Plan) -> None:

@@ -133,6 +133,20 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     return path
 
 
+def check_writable(path: str | Path) -> None:
+    """Find out before the samples are paid for that ``save_profile`` can write there. Raises SgpoError."""
+    path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SgpoError(f"{path}: is a folder or a device; name a file for the profile")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise SgpoError(f"{path}: cannot write the profile ({error.strerror}); name another file") from None
+
+
 def load_profile(path: str | Path) -> Profile:
     """Read and check a profile. Raises SgpoError naming the file, and the column or row that is wrong."""
     path = Path(path)

@@ -71,7 +71,15 @@ def check_train_files(config: Mapping[str, Any]) -> None:
     for path in train_files(config):
         file = Path(path).expanduser()
         if not file.is_file():
-            raise SgpoError(f"data.train_files: cannot read {path} (no such file)")
+            reason = "a folder; name its files" if file.is_dir() else "no such file"
+            raise SgpoError(f"data.train_files: cannot read {path} ({reason})")
+        if not (config["data"].get("custom_cls") or {}).get("path"):
+            if file.suffix not in (".parquet", ".json", ".jsonl"):
+                raise SgpoError(
+                    f"data.train_files: {path} is none of .parquet, .json, .jsonl, which is what verl reads"
+                )
+            if file.stat().st_size == 0:
+                raise SgpoError(f"data.train_files: {path} is empty; there is nothing to train on")
         if file.suffix == ".parquet":
             try:
                 rows = pq.read_metadata(file).num_rows
@@ -91,6 +99,8 @@ def describe_model(path: str) -> dict[str, str]:
         raise SgpoError(f"actor_rollout_ref.model.path={path!r}: must be a folder or a name on a hub")
     folder = Path(path).expanduser()
     if not folder.is_dir():
+        if path.startswith(("/", "~", "./", "../")) or folder.exists():
+            raise SgpoError(f"actor_rollout_ref.model.path={path}: no such folder")
         return {"path": path, "fingerprint": f"hub:{path}"}
     digest = hashlib.sha256()
     files = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
@@ -117,7 +127,7 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"name", "sha256"}: the custom function and its source file, else verl's built-in scores and their version."""
-    custom = config["reward"]["custom_reward_function"]
+    custom = config["reward"].get("custom_reward_function") or {"path": None}
     more = {"manager": config["reward"]["reward_manager"]["name"]}
     more |= {"reward_kwargs": custom["reward_kwargs"]} if custom.get("reward_kwargs") else {}
     if not custom["path"]:
@@ -126,6 +136,25 @@ def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
     if path.startswith("pkg://"):
         return {"name": f"{path}:{custom['name']}", "sha256": _hash_module(path.removeprefix("pkg://")), **more}
     return {"name": custom["name"], "sha256": hash_file(path, "reward.custom_reward_function.path"), **more}
+
+
+def check_reward_function(config: Mapping[str, Any]) -> None:
+    """Raises SgpoError if the file of the custom reward function is no Python, or never mentions the function's name.
+
+    The file is compiled, not run: what it imports may need a machine that this is not.
+    """
+    custom = config["reward"].get("custom_reward_function") or {"path": None}
+    path, name = str(custom["path"] or "").removeprefix("file://"), custom.get("name")
+    if not path or path.startswith("pkg://"):
+        return
+    try:
+        code = compile(Path(path).expanduser().read_bytes(), path, "exec", dont_inherit=True)
+    except OSError as error:
+        raise SgpoError(f"reward.custom_reward_function.path: cannot read {path} ({error.strerror})") from None
+    except (SyntaxError, ValueError) as error:
+        raise SgpoError(f"reward.custom_reward_function.path: {path} is not valid Python ({error})") from None
+    if name not in code.co_names and ("*",) not in code.co_consts:
+        raise SgpoError(f"reward.custom_reward_function.name={name}: {path} defines no such function")
 
 
 def _hash_module(name: str) -> str:

@@ -40,11 +40,19 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
             config = hydra_compose(name, overrides=[*overrides, *searched])
         return OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise SgpoError("the configuration does not compose: " + " ".join(lines[:2])) from None
+        raise SgpoError(f"the configuration does not compose: {_first_words(str(error))}") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise SgpoError(f"--config-name {name}: it, or a file it names, is not a YAML mapping ({reason})") from None
+    except ValueError as error:  # what Hydra lets out for algorithm=null: a group that is no name
+        raise SgpoError(f"the configuration does not compose: {_first_words(str(error))}") from None
+
+
+def _first_words(text: str) -> str:
+    """The first two lines of Hydra's message as one, and the options that it lists, without its search path."""
+    lines = [line.strip() for line in text.partition("Config search path")[0].splitlines() if line.strip()]
+    listed = len(lines) > 1 and lines[1].startswith("Available options")
+    return " ".join([*lines[:2], ", ".join(lines[2:])] if listed else lines[:2])
 
 
 def _quoted(text: str) -> str:
@@ -104,6 +112,15 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
+def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The settings under ``key``, none where it is null or missing. Raises SgpoError if it is something else."""
+    *parents, name = key.split(".")
+    node = _at(config, ".".join(parents)).get(name) or {}
+    if not isinstance(node, Mapping):
+        raise SgpoError(f"{key}={node!r}: is a group of settings; set those under it, {key}.<name>=...")
+    return node
+
+
 def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     """Batch, mini-batch and length of the training run. Raises SgpoError naming a key that is missing or not positive."""
     required = {key: _at(config, key) for key in REQUIRED}
@@ -113,8 +130,8 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     steps = _at(config, "trainer.total_training_steps")
     if steps is not None and (type(steps) is not int or steps < 1):
         raise SgpoError(f"trainer.total_training_steps={steps!r}: must be a positive integer, or null")
-    correction = config["algorithm"].get("rollout_correction") or {}
-    reference = config["actor_rollout_ref"]["actor"]["use_kl_loss"] or config["algorithm"]["use_kl_in_reward"]
+    correction = _group(config, "algorithm.rollout_correction")
+    reference = _at(config, "actor_rollout_ref.actor.use_kl_loss") or _at(config, "algorithm.use_kl_in_reward")
     return RunNumbers(
         train_batch_size=required["data.train_batch_size"],
         rollout_n=required["actor_rollout_ref.rollout.n"],
@@ -128,20 +145,20 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
 
 def check_supported(config: Mapping[str, Any]) -> None:
     """Refuse what cannot work together with us. Raises SgpoError naming the key, the reason and the way out."""
-    if not config["trainer"]["use_v1"]:
+    if not _at(config, "trainer.use_v1"):
         raise SgpoError("trainer.use_v1=False: sgpo plugs into verl's V1 trainer; leave trainer.use_v1 at True")
-    mode = config["trainer"]["v1"]["trainer_mode"]
+    mode = _at(config, "trainer.v1.trainer_mode")
     if "sgpo" in config and mode not in TRAINER_MODES:
         raise SgpoError(
             f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
             "trainer would run without the plan"
         )
-    if (config["algorithm"].get("filter_groups") or {}).get("enable"):
+    if _group(config, "algorithm.filter_groups").get("enable"):
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
             "plan with its own; use one of the two"
         )
-    if "sgpo" in config and (config["critic"]["enable"] or config["algorithm"]["adv_estimator"] == "gae"):
+    if "sgpo" in config and (_at(config, "critic.enable") or _at(config, "algorithm.adv_estimator") == "gae"):
         raise SgpoError(
             "critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo"
         )

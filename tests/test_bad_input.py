@@ -1,5 +1,8 @@
 """Bad input ends in one line that names what is wrong and the way out, with nothing half-written."""
 
+import shutil
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import tiny
@@ -54,6 +57,13 @@ def test_good_input_passes(folder, profiled):
         ({"algorithm.filter_groups.enable": True}, r"algorithm.filter_groups.enable=True"),
         ({"trainer.use_v1": False}, r"trainer.use_v1=False"),
         ({"data.train_files": "/no/train.parquet"}, r"data.train_files: cannot read /no/train.parquet"),
+        ({"data.train_files": "/"}, r"data.train_files: cannot read / \(a folder; name its files\)"),
+        ({"data.train_files": __file__}, r"test_bad_input.py is none of .parquet, .json, .jsonl"),
+        ({"actor_rollout_ref.model.path": "/no/model"}, r"actor_rollout_ref.model.path=/no/model: no such folder"),
+        (
+            {"reward.custom_reward_function.name": "scor"},
+            r"reward.custom_reward_function.name=scor: .*no such function",
+        ),
         ({"reward.custom_reward_function.path": "/no/reward.py"}, r"reward.custom_reward_function.path: cannot read"),
     ],
 )
@@ -128,6 +138,51 @@ def test_data_whose_every_prompt_is_too_long_is_refused(folder, profiled):
     more["data.filter_overlong_prompts"] = True
     with pytest.raises(SgpoError, match="no prompts left to train on"):
         start(folder, **more)
+
+
+def test_a_reward_file_that_is_no_python_is_named(folder, tmp_path):
+    reward = tiny.make_reward(tmp_path / "reward.py", "def compute_score(:")
+    with pytest.raises(SgpoError, match=r"reward.py is not valid Python"):
+        preflight(folder, **{"reward.custom_reward_function.path": reward})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "1+1="}, "row 0: the prompt is '1\\+1=', not a list of messages"),
+        ({"reward_model": "4"}, "row 0: reward_model is '4', not a mapping"),
+        ({"data_source": 5}, "row 0: data_source is 5, not a text"),
+        ({"data_source": None, "drop": "data_source"}, "no column data_source; there are prompt"),
+        ({"prompt": None, "drop": "prompt"}, "no column prompt; there are data_source"),
+    ],
+)
+def test_columns_that_are_not_as_verl_has_them_are_named(folder, profiled, tmp_path, columns, message):
+    data, drop = tmp_path / "train.parquet", columns.pop("drop", None)
+    frame = pd.read_parquet(folder / "train.parquet").assign(**columns)
+    (frame.drop(columns=drop) if drop else frame).to_parquet(data)
+    more = {"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True}
+    with pytest.raises(SgpoError, match=message):
+        start(folder, **more)
+
+
+def test_profiling_finds_out_before_it_samples_that_it_cannot_write(folder, tmp_path, monkeypatch):
+    from sgpo_verl.binding import profile_command
+
+    monkeypatch.setattr(profile_command, "_ray", lambda config: pytest.fail("started Ray"))
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "p.parquet", "/proc/p.parquet"):
+        with pytest.raises(SgpoError, match="cannot write the profile"):
+            profile_command.run(compose(arguments(folder)), Path(output), force=True)
+
+
+def test_a_model_that_cannot_be_loaded_is_named_before_anything_is_sampled(folder, tmp_path):
+    from sgpo_verl.binding import profile_command
+
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    plain = compose(arguments(folder, **{"actor_rollout_ref.model.path": tmp_path / "model"}))
+    with pytest.raises(SgpoError, match=r"actor_rollout_ref.model.path=.*/model: cannot be loaded"):
+        profile_command.run(plain, tmp_path / "p.parquet", force=False)
 
 
 @pytest.mark.stack

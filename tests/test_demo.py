@@ -319,3 +319,9 @@ def test_exit_status_and_output_of_a_child(tmp_path):
     log = tmp_path / "log"
     assert run_child((sys.executable, "-c", "import os; print(os.environ['A']); exit(4)"), log, {"A": "b"}, list) == 4
     assert log.read_text() == "b\n"
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SgpoError, match=r"--dir .*file: cannot be written to"):
+        run.main(tmp_path / "file")

@@ -4,6 +4,7 @@ A stock step of ``rundirs`` costs 9040 FLOPs, 960 trained tokens, 32 rollouts an
 (or as given), 480 tokens, 16 rollouts and 15 s, after a profile of 1000 FLOPs, 32 rollouts and 20 s.
 """
 
+import json
 import math
 import re
 
@@ -262,3 +263,35 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 )
 def test_amounts_read_well(shown, expected):
     assert shown == expected
+
+
+@pytest.mark.parametrize("place", [".", "folder"])
+def test_a_folder_is_no_page_and_nothing_is_left(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    run = load_run(stock_run(tmp_path / "r", [0.2, 0.3]))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SgpoError, match="is a folder or a device"):
+        report.write([run], place)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_figure_that_cannot_be_written_leaves_no_temporary_file(tmp_path):
+    run = load_run(stock_run(tmp_path / "r", [0.2, 0.3]))
+    (tmp_path / "o_files" / "accuracy_flops.png").mkdir(parents=True)
+    with pytest.raises(SgpoError, match=r"accuracy_flops.png: cannot be written"):
+        report.write([run], tmp_path / "o.html")
+    assert [path.name for path in (tmp_path / "o_files").iterdir()] == ["accuracy_flops.png"]
+
+
+def test_a_label_with_dollar_signs_is_text(tmp_path):
+    run_dir = stock_run(tmp_path / "r", [0.2, 0.3])
+    facts = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps(facts | {"label": "$\\frac{$"}))
+    assert report.write([load_run(run_dir)], tmp_path / "o.html")[0].exists()
+
+
+def test_the_same_run_given_twice_is_no_second_seed(tmp_path):
+    path = stock_run(tmp_path / "grpo", STEADY)
+    with pytest.raises(SgpoError, match="is given twice"):
+        report.compare([load_run(path), load_run(path)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from rundirs import (
@@ -289,3 +290,43 @@ def test_a_stock_log_without_the_costs_metrics_is_refused(tmp_path):
 def test_an_sgpo_config_with_a_stock_log_is_refused(tmp_path):
     with pytest.raises(SgpoError, match="its log no sgpo/flops/total"):
         load_run(write_run(tmp_path / "r", [stock_step(1, 0.3)], config(sgpo__method="paper")))
+
+
+def test_what_is_no_file_is_no_log(tmp_path):
+    run_dir = stock_run(tmp_path / "r", [0.2, 0.3])
+    (run_dir / "folder.jsonl").mkdir()
+    (run_dir / "broken.jsonl").symlink_to("/nowhere")
+    os.mkfifo(run_dir / "pipe.jsonl")
+    assert len(load_run(run_dir).log) == 2
+
+
+@pytest.mark.parametrize("value", ["Infinity", "1" + "0" * 400])
+def test_a_number_that_is_none_is_unknown(tmp_path, value):
+    run_dir = stock_run(tmp_path / "r", [0.2, 0.3])
+    log = run_dir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"timing_s/step":30.0', f'"timing_s/step":{value}'))
+    assert load_run(run_dir).log["timing_s/step"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"label": 5}, "label is 5, expected a text"),
+        ({"versions": "0.9"}, "versions is '0.9', expected an object"),
+        ({"seed": [1]}, r"seed is \[1\], expected a whole number"),
+        ({"model_shape": {"parameters": "many", "attention": 1}}, "model_shape must be as in"),
+        ({"model_shape": {"parameters": 0, "attention": 0}}, "model_shape must be as in"),
+    ],
+)
+def test_facts_of_the_wrong_kind_are_refused(tmp_path, facts, words):
+    run_dir = stock_run(tmp_path / "r", [0.2, 0.3])
+    (run_dir / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(SgpoError, match=words):
+        load_run(run_dir)
+
+
+def test_a_config_that_is_not_text_is_named(tmp_path):
+    run_dir = stock_run(tmp_path / "r", [0.2, 0.3])
+    (run_dir / ".hydra" / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SgpoError, match=r"config.yaml: cannot be read as YAML"):
+        load_run(run_dir)

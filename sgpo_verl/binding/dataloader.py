@@ -5,6 +5,7 @@ the latest. The method's state and the running totals live in that state, so the
 """
 
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
     if type(dataset).__getitem__ is RLHFDataset.__getitem__:
         frame = dataset.dataframe
         names = frame.column_names
+        if missing := [name for name in ("data_source", dataset.prompt_key) if name not in names]:
+            raise SgpoError(
+                f"data.train_files: no column {' and no column '.join(missing)}; there are {', '.join(names)} "
+                "(data.prompt_key names the column of the prompt)"
+            )
         extra = frame["extra_info"] if "extra_info" in names else [None] * len(frame)
         truth = frame["reward_model"] if "reward_model" in names else [None] * len(frame)
         rows = zip(frame["data_source"], extra, frame[dataset.prompt_key], truth, strict=True)
@@ -35,11 +41,26 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
         items = (dataset[i] for i in range(len(dataset)))
         rows = ((r["data_source"], r.get("extra_info"), r["raw_prompt"], r.get("reward_model")) for r in items)
     sources, indices, contents = [], [], []
-    for source, extra_info, messages, reward_model in rows:
+    for row, (source, extra_info, messages, reward_model) in enumerate(rows):
+        _check_row(row, source, extra_info, messages, reward_model)
         sources.append(source)
         indices.append((extra_info or {}).get("index"))
         contents.append([messages, (reward_model or {}).get("ground_truth")])
     return identify(sources, indices, contents, duplicates)
+
+
+def _check_row(row: int, source: Any, extra_info: Any, messages: Any, reward_model: Any) -> None:
+    """Raises SgpoError naming the row and the column that is not as verl's data format has it."""
+    for name, value in (("extra_info", extra_info), ("reward_model", reward_model)):
+        if value is not None and not isinstance(value, Mapping):
+            raise SgpoError(f"data.train_files: row {row}: {name} is {value!r:.60}, not a mapping")
+    if not isinstance(source, str):
+        raise SgpoError(f"data.train_files: row {row}: data_source is {source!r:.60}, not a text")
+    if not isinstance(messages, Sequence | np.ndarray) or not all(isinstance(m, Mapping) for m in messages):
+        raise SgpoError(
+            f"data.train_files: row {row}: the prompt is {messages!r:.60}, not a list of messages such as "
+            '[{"role": "user", "content": ...}]'
+        )
 
 
 class CurriculumDataLoader:

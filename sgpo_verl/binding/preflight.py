@@ -5,18 +5,20 @@ words; when that fails, the line is repeated here, after Ray's traceback.
 """
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sgpo_verl.binding.verl_version import check_verl_version
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import differences, load_profile
-from sgpo_verl.provenance import check_train_files, describe
+from sgpo_verl.provenance import check_reward_function, check_train_files, describe
 from sgpo_verl.run_config import check_supported, numbers_of, settings_of
 
 
@@ -27,6 +29,11 @@ class Preflight(Callback):
         try:
             ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
             check_run(OmegaConf.to_container(ours, resolve=True))
+        except OmegaConfBaseException as error:  # Hydra would go on without us
+            _refuse(SgpoError("the configuration does not resolve: " + " ".join(str(error).split())))
+        except Exception:  # a mistake of ours: Hydra would make a warning of it, and train without us
+            traceback.print_exc()
+            sys.exit(1)
         except SgpoError as error:
             _refuse(error)
 
@@ -41,8 +48,11 @@ def check_run(config: dict[str, Any]) -> None:
     """Everything that the resolved configuration alone can tell. Raises SgpoError."""
     check_verl_version()
     check_supported(config)
-    settings, numbers = settings_of(config), numbers_of(config)
+    # Before the settings: sgpo.curriculum.epochs repeats trainer.total_epochs, and would be blamed for it.
+    numbers = numbers_of(config)
+    settings = settings_of(config)
     check_train_files(config)
+    check_reward_function(config)
     wanted = describe(config, settings.success_threshold, settings.seed, chat_template="")
     if settings.profile.path is None:
         return

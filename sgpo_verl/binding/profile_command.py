@@ -18,9 +18,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from sgpo_verl.binding.dataloader import identify_dataset
 from sgpo_verl.binding.preflight import check_run
 from sgpo_verl.binding.profiler import profile_dataset
+from sgpo_verl.binding.servers import check_profilable
 from sgpo_verl.binding.session import metadata_for, plain_progress
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.profile import differences, load_profile, save_profile
+from sgpo_verl.profile import ProfileMetadata, check_writable, differences, load_profile, save_profile
 from sgpo_verl.run_config import settings_of
 
 
@@ -32,23 +33,27 @@ def run(plain: dict[str, Any], output: Path | None, force: bool) -> None:
     output = output or Path(
         settings.profile.path or Path(plain["trainer"]["default_local_dir"]) / "sgpo/profile.parquet"
     )
-    if output.exists() and output.is_dir():
+    if os.path.isdir(output):
         raise SgpoError(f"-o {output}: is a folder; name a file")
     config = OmegaConf.create(plain)
-    model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
-    dataset = create_rl_dataset(
-        config.data.train_files,
-        config.data,
-        model.tokenizer,
-        model.processor,
-        is_train=True,
-        max_samples=config.data.get("train_max_samples", -1),
-    )
+    with _named(f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: cannot be loaded"):
+        model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+    with _named("data.train_files: verl cannot read it"):
+        dataset = create_rl_dataset(
+            config.data.train_files,
+            config.data,
+            model.tokenizer,
+            model.processor,
+            is_train=True,
+            max_samples=config.data.get("train_max_samples", -1),
+        )
     prompts = identify_dataset(dataset, settings.duplicates)
     wanted = metadata_for(plain, settings, model.tokenizer)
-    if output.exists() and not force:
-        _already_there(output, wanted, len(prompts), console)
+    if os.path.exists(output) and not force:
+        _already_there(output, wanted, settings.profile.n, console)
         return
+    check_profilable(config)
+    check_writable(output)
     console.print(f"profiling {len(prompts)} prompts x {settings.profile.n} samples; starting the servers ...")
     with _ray(config), _progress(len(prompts), settings.profile.n, console) as progress:
         profile = profile_dataset(config, dataset, prompts, model.tokenizer, settings, wanted, progress)
@@ -61,16 +66,34 @@ def run(plain: dict[str, Any], output: Path | None, force: bool) -> None:
     )
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Whatever verl or a library raises for bad input, as one line. Raises SgpoError."""
+    try:
+        yield
+    except SgpoError:
+        raise
+    except Exception as error:
+        cause = error
+        while isinstance(cause.__cause__, Exception):  # the first of the chain is the reason
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+        raise SgpoError(f"{what} ({type(cause).__name__}: {reason[:300]})") from error
+
+
 def _without_profile(plain: dict[str, Any]) -> dict[str, Any]:
     """The configuration as if no profile were named: that one is about to be made."""
     node = plain.get("sgpo") or {}
     return {**plain, "sgpo": {**node, "profile": {**node.get("profile", {}), "path": None}}}
 
 
-def _already_there(output: Path, wanted, prompts: int, console: Console) -> None:
+def _already_there(output: Path, wanted: ProfileMetadata, n: int, console: Console) -> None:
     """Say that nothing needs doing, or refuse to overwrite a profile of something else."""
     existing = load_profile(output)
     lines = differences(existing.metadata, wanted)
+    made = existing.samples / len(existing)
+    if made != n:
+        lines.append(f"samples per prompt: profile {made:g}, sgpo.profile.n {n}")
     if lines:
         raise SgpoError(f"{output}: holds a profile of something else ({'; '.join(lines)}); use --force or another -o")
     console.print(

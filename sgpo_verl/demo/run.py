@@ -35,9 +35,13 @@ def main(directory: Path, seed: int = 0, fresh: bool = False) -> None:
     SIGTERM; no child outlives any of them.
     """
     directory = directory.resolve()
-    for folder in (directory / "logs", directory / "done"):
-        folder.mkdir(parents=True, exist_ok=True)
     todo = stages(directory, seed)
+    try:
+        for folder in (directory / "logs", directory / "done"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (directory / "lock").touch()
+    except OSError as error:
+        raise SgpoError(f"--dir {directory}: cannot be written to ({error.strerror}); name another folder") from None
     screen = Screen(len(todo))
     with _only_one(directory), _ends_on_sigterm():
         try:

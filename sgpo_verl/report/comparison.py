@@ -59,6 +59,9 @@ def compare(runs: list[Run], metric: str | None = None) -> Comparison:
     not log the metric."""
     if not runs:
         raise SgpoError("no runs given - name at least one run directory")
+    twice = [run.path for i, run in enumerate(runs) if run.path.resolve() in [r.path.resolve() for r in runs[:i]]]
+    if twice:
+        raise SgpoError(f"{twice[0]}: is given twice - it would count as two seeds")
     baselines = headline.baseline_runs(runs)
     budget = headline.common_budget(runs)
     labels = list(dict.fromkeys([run.label for run in baselines] + [run.label for run in runs]))

@@ -186,7 +186,14 @@ def _label_ends(axes, ends: dict[str, tuple[float, float]], comparison: Comparis
     for (label, (x, _)), height in zip(ends.items(), heights, strict=True):
         colour = _look(comparison, label)[0]
         place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        style = {"fontsize": 10, "fontweight": "bold", "color": colour, "bbox": halo, "zorder": 2.5}
+        style = {
+            "parse_math": False,
+            "fontsize": 10,
+            "fontweight": "bold",
+            "color": colour,
+            "bbox": halo,
+            "zorder": 2.5,
+        }
         axes.annotate(label, (x, low + height * (high - low)), **place, **style)
 
 

@@ -24,6 +24,8 @@ def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> l
     from sgpo_verl.report.figures import pictures
 
     out_html = Path(out_html)
+    if not out_html.name or (os.path.exists(out_html) and not os.path.isfile(out_html)):
+        raise SgpoError(f"-o {out_html}: is a folder or a device - name a file, such as report.html")
     comparison = compare(runs, metric)
     drawn = pictures(comparison)
     files = {out_html: render(comparison, drawn).encode()}
@@ -38,10 +40,15 @@ def _write_whole(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(content)
-        # A temporary file is its owner's alone; a report is read by others.
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                # A temporary file is its owner's alone; a report is read by others.
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise SgpoError(f"{path}: cannot be written ({error.strerror}) - choose another place") from None
 

@@ -31,7 +31,7 @@ def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     for n, line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if n == lines[-1][0]:
                 break
             raise SgpoError(f"{path}, line {n}: not JSON - the file is damaged; repair or remove that line") from None
@@ -49,6 +49,7 @@ def find_logs(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise SgpoError(f"{directory}: no such directory - give the directory of a training run")
     candidates = sorted([*directory.glob("*.jsonl"), *directory.glob("*/*.jsonl")])
+    candidates = [path for path in candidates if path.is_file()]  # not a folder, a broken link or a pipe
     logs = [path for path in candidates if _looks_like_a_log(path)]
     if not logs:
         empty = [path for path in candidates if path.stat().st_size == 0]
@@ -74,7 +75,7 @@ def _looks_like_a_log(path: Path) -> bool:
 def _is_record(line: bytes) -> bool:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("data"), dict)
 
@@ -122,9 +123,9 @@ def _read_steps(path: Path) -> Steps:
 
 
 def _numbers(data: dict) -> dict[str, float]:
-    """The metrics that are numbers; JSON null is how the logger writes NaN."""
+    """The metrics that are numbers; JSON null is how the logger writes NaN, and no number is infinite."""
     return {
-        key: float("nan") if value is None else float(value)
+        key: float("nan") if value is None or not abs(value) < 1e300 else float(value)
         for key, value in data.items()
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     }

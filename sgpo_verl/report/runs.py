@@ -38,6 +38,9 @@ TOTALS = {
     "total_trained_tokens": "sgpo/tokens/total_trained",
     "total_rollouts": "sgpo/rollouts/total",
 }
+# What run.json may hold, and how to call it.
+FACTS = {"label": str, "seed": int, "commit": str, "versions": dict}
+WORDS = {str: "a text", int: "a whole number", dict: "an object"}
 PROFILE = {
     "total_flops": "sgpo/flops/profile",
     "total_rollouts": "sgpo/rollouts/profile",
@@ -91,7 +94,7 @@ def load_run(path: str | Path) -> Run:
     else:
         table, profile = _stock_table(log, config, facts, path, gap), {}
     planned = config.get("trainer.total_training_steps")
-    if planned and log.index[-1] < planned:
+    if isinstance(planned, int) and log.index[-1] < planned:
         remarks.append(f"ends at step {log.index[-1]} of the {planned} planned")
     return Run(
         path=path,
@@ -116,13 +119,14 @@ class RunConfig:
     def __init__(self, path: Path):
         import yaml
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
 
         self.path = path
         if not path.is_file():
             raise SgpoError(f"{path}: no such file - a run directory is Hydra's output directory (hydra.run.dir)")
         try:
             self.config = OmegaConf.load(path)
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise SgpoError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
 
     def get(self, key: str, default=None):
@@ -149,10 +153,13 @@ def _read_facts(path: Path) -> dict:
         return {}
     try:
         facts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SgpoError(f"{path}: not readable as JSON ({error}) - repair it, or remove it (it is optional)") from None
     if not isinstance(facts, dict):
         raise SgpoError(f'{path}: expected an object such as {{"label": ..., "seed": ...}}')
+    for name, kind in FACTS.items():
+        if facts.get(name) is not None and (not isinstance(facts[name], kind) or isinstance(facts[name], bool)):
+            raise SgpoError(f"{path}: {name} is {facts[name]!r}, expected {WORDS[kind]} - correct it or leave it out")
     return facts
 
 
@@ -201,7 +208,7 @@ def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, 
     settings = _stock_settings(config)
     table = stock_steps(log, settings, _model_shape(config, facts, path), path)
     dumps = config.get("trainer.rollout_data_dir")
-    if dumps and not settings.dynamic:
+    if isinstance(dumps, str) and dumps and not settings.dynamic:
         # The directory may have moved since: look where the config says, then inside the run.
         places = [Path(dumps), path / dumps, path / Path(dumps).name]
         found = next((place for place in places if place.is_dir()), None)
@@ -235,9 +242,10 @@ def _model_shape(config: RunConfig, facts: dict, path: Path) -> ModelShape:
     remedy = '{"model_shape": {"parameters": ..., "attention": ...}}'
     if "model_shape" in facts:
         given = facts["model_shape"]
-        if not isinstance(given, dict) or not {"parameters", "attention"} <= set(given):
-            raise SgpoError(f"{path / 'run.json'}: model_shape must be as in {remedy}")
-        return ModelShape(parameters=int(given["parameters"]), attention=int(given["attention"]))
+        numbers = [given.get(name) for name in ("parameters", "attention")] if isinstance(given, dict) else [None]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not numbers[0]:
+            raise SgpoError(f"{path / 'run.json'}: model_shape must be as in {remedy}, whole numbers")
+        return ModelShape(*numbers)
     model = config.get("actor_rollout_ref.model.path")
     if not model or not Path(model).expanduser().is_dir():
         raise SgpoError(

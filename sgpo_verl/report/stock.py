@@ -111,7 +111,7 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
     """
     shares = {}
     for path in directory.glob("*.jsonl"):
-        if not path.stem.isdigit():
+        if not path.stem.isdecimal():
             continue
         last: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         for n, row in read_json_lines(path):
@@ -120,6 +120,8 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
                 continue
             if "score" not in row:
                 raise SgpoError(f"{path}, line {n}: no score - not a rollout dump of verl's")
+            if not isinstance(row["score"], int | float | None):
+                raise SgpoError(f"{path}, line {n}: its score is no number - not a rollout dump of verl's")
             if output >= last[group].get(session, (0, 0.0))[0]:
                 last[group][session] = (output, row["score"])
         if last:
@@ -130,7 +132,7 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
 
 def _split_uid(uid: object, path: Path, n: int) -> tuple[str, str, int]:
     parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
-    if len(parts) != 3 or not parts[2].isdigit():
+    if len(parts) != 3 or not parts[2].isdecimal():
         raise SgpoError(
             f"{path}, line {n}: uid {uid!r} is not <group>_<session>_<output> - not a rollout dump of verl's"
         )
