@@ -30,7 +30,7 @@ class ProfileSettings(_Node):
     path: str | None = Field(None, description="Profile to train from; null: profile first, then train.")
     n: int = Field(8, ge=1, description="Samples per prompt.")
     allow_mismatch: bool = Field(False, description="Train although the profile is of another model, data or reward.")
-    max_in_flight: int = Field(64, ge=1, description="Prompts sent to the servers at a time.")
+    max_in_flight: int = Field(64, ge=1, description="Prompts sent to each server at a time.")
 
 
 class FilterSettings(_Node):

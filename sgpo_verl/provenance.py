@@ -27,6 +27,10 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
     Raises SgpoError naming the key whose file is missing.
     """
     rollout, data = config["actor_rollout_ref"]["rollout"], config["data"]
+    optional = {
+        "chat_template_kwargs": data.get("apply_chat_template_kwargs"),
+        "ignore_eos": rollout.get("ignore_eos"),
+    }
     return ProfileMetadata(
         model=describe_model(config["actor_rollout_ref"]["model"]["path"]),
         data=_hash_files(train_files(config)),
@@ -36,6 +40,8 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
             "top_k": rollout["top_k"],
             "max_prompt_length": data["max_prompt_length"],
             "max_response_length": data["max_response_length"],
+            # Named only where they are set: they change what is sampled.
+            **{key: value for key, value in optional.items() if value},
         },
         reward=describe_reward(config),
         chat_template=_digest(chat_template.encode()),
@@ -60,8 +66,15 @@ def _hash_files(paths: list[str]) -> dict[str, str]:
     for path in paths:
         name = Path(path).name
         count = sum(Path(other).name == name for other in paths[: len(hashes)])
-        hashes[f"{name} ({count + 1})" if count else name] = hash_file(path, "data.train_files")
+        hashes[f"{name} ({count + 1})" if count else name] = (
+            f"remote:{path}" if is_remote(path) else hash_file(path, "data.train_files")
+        )
     return hashes
+
+
+def is_remote(path: str) -> bool:
+    """hdfs://, s3://, ...: a place that verl copies from. It goes by its name, not by its content."""
+    return "://" in path
 
 
 def check_train_files(config: Mapping[str, Any]) -> None:
@@ -69,6 +82,8 @@ def check_train_files(config: Mapping[str, Any]) -> None:
     if not train_files(config):
         raise SgpoError("data.train_files: names no file")
     for path in train_files(config):
+        if is_remote(path):
+            continue  # verl fetches it where it trains
         file = Path(path).expanduser()
         if not file.is_file():
             reason = "a folder; name its files" if file.is_dir() else "no such file"

@@ -15,7 +15,7 @@ TRAINER_MODES = ("sgpo_sync",)
 def compose(arguments: Sequence[str]) -> dict[str, Any]:
     """The configuration that ``python -m verl.trainer.main_ppo <arguments>`` would train with, resolved.
 
-    arguments: Hydra overrides, and Hydra's ``--config-dir DIR`` / ``--config-name NAME`` as on that command line.
+    arguments: Hydra overrides, and Hydra's ``--config-dir DIR``, ``--config-path PATH`` and ``--config-name NAME``.
     verl is located but not imported. Raises SgpoError with Hydra's own first lines if it does not compose.
     """
     from hydra import compose as hydra_compose
@@ -27,7 +27,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
 
     flags, overrides = _split_arguments(arguments)
     name = flags.get("config_name", "ppo_trainer").removesuffix(".yaml")
-    places = [_verl_config_dir()]
+    places = [_primary_config_dir(flags.get("config_path"))]
     if "config_dir" in flags:
         folder = Path(flags["config_dir"]).resolve()
         if not folder.is_dir():
@@ -63,6 +63,7 @@ def _quoted(text: str) -> str:
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     flags, overrides, rest = {}, [], list(arguments)
     names = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
+    names |= {"--config-path": "config_path", "-cp": "config_path"}
     while rest:
         word = rest.pop(0)
         name, _, value = word.partition("=")
@@ -77,13 +78,17 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str
     return flags, overrides
 
 
-def _verl_config_dir() -> Path:
+def _primary_config_dir(config_path: str | None) -> Path:
+    """verl's own folder; with --config-path another one, relative to the folder of verl's main, as Hydra has it."""
     import importlib.util
 
     spec = importlib.util.find_spec("verl")
     if spec is None or not spec.submodule_search_locations:
         raise SgpoError(f"verl is not installed here: pip install 'verl{SUPPORTED_VERL}'")
-    return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
+    folder = Path(spec.submodule_search_locations[0]) / "trainer" / (config_path or "config")
+    if not folder.is_dir():
+        raise SgpoError(f"--config-path {config_path}: no such folder ({folder})")
+    return folder
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:

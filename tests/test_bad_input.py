@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.trainer.ppo.utils import create_rl_dataset
 
-from sgpo_verl.binding.preflight import check_run
+from sgpo_verl.binding.preflight import Preflight, check_run
 from sgpo_verl.binding.session import Session
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import compose
@@ -183,6 +183,30 @@ def test_a_model_that_cannot_be_loaded_is_named_before_anything_is_sampled(folde
     plain = compose(arguments(folder, **{"actor_rollout_ref.model.path": tmp_path / "model"}))
     with pytest.raises(SgpoError, match=r"actor_rollout_ref.model.path=.*/model: cannot be loaded"):
         profile_command.run(plain, tmp_path / "p.parquet", force=False)
+
+
+def test_the_callback_ends_the_process_with_one_line(folder, profiled, capsys):
+    config = OmegaConf.create(compose(arguments(folder, **{"sgpo.profile.path": "/no/such.parquet"})))
+    with pytest.raises(SystemExit) as stop:
+        Preflight().on_job_start(config)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("sgpo: /no/such.parquet: no such profile")
+
+
+def test_a_mistake_of_ours_in_the_callback_ends_the_process_too(folder, monkeypatch, capsys):
+    def broken(config):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("sgpo_verl.binding.preflight.check_run", broken)
+    with pytest.raises(SystemExit) as stop:
+        Preflight().on_job_start(OmegaConf.create(compose(arguments(folder))))
+    assert stop.value.code == 1
+    assert "ZeroDivisionError: ours" in capsys.readouterr().err
+
+
+def test_files_on_remote_storage_are_left_to_verl(folder, profiled):
+    more = {"data.train_files": "hdfs://name/train.parquet", "sgpo.profile.allow_mismatch": True}
+    preflight(folder, **{"sgpo.profile.path": profiled, **more})
 
 
 @pytest.mark.stack

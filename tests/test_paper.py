@@ -12,7 +12,7 @@ from sgpo_verl.config import CurriculumSettings, FilterSettings, GroupSizeSettin
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods import METHODS
 from sgpo_verl.methods.base import Outcome
-from sgpo_verl.methods.paper import Class, Paper, classify, group_size, phases, split
+from sgpo_verl.methods.paper import Class, Paper, Phase, classify, group_size, phases, split
 
 TRIVIAL, LEARNABLE, UNSOLVED = Class.TRIVIAL, Class.LEARNABLE, Class.UNSOLVED
 
@@ -181,7 +181,7 @@ def test_paper_is_the_method_that_its_name_says():
 def test_groups_sum_to_the_budget_and_phases_follow_in_order(seed, budgets):
     method, seen, spent = paper(seed), [], Counter()
     for rollouts in budgets:
-        expected = method.group_size
+        expected = method.group_size()
         groups = method.next_groups(rollouts)
         assert sum(n for _, n in groups) == rollouts
         assert len(groups) == rollouts // expected
@@ -271,3 +271,16 @@ def test_progress_is_the_share_of_all_rollouts_and_stops_at_one():
     assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 24 / 72}
     method.next_groups(100)
     assert method.metrics() == {"curriculum/phase": 1, "curriculum/progress": 1.0}
+
+
+def test_a_refill_stays_in_its_phase_and_is_not_paid_from_the_budget():
+    # Phase one: 4 prompts in groups of 2, budget 8 = one step of 8 rollouts; then groups of 8.
+    easy, hard = Phase(2, 4, 0, np.arange(4)), Phase(8, 2, 0, np.arange(4, 6))
+    keys = np.array([f"p:{i}" for i in range(6)], dtype=object)
+    method = Paper(keys, [easy, hard], [8, 16], CurriculumSettings(), 0, {})
+    method.next_groups(8)
+    assert (method.group_size(refill=True), method.group_size()) == (2, 8)
+    ((key, size),) = method.next_groups(2, refill=True)
+    assert size == 2 and key in {"p:0", "p:1", "p:2", "p:3"}
+    assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 8 / 24}
+    assert [n for _, n in method.next_groups(8)] == [8]

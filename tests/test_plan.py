@@ -58,7 +58,7 @@ def test_training_draws_every_prompt_of_every_phase_at_least_epochs_times(succes
     made = plan(successes, numbers, curriculum={"epochs": epochs}, seed=seed)
     method, drawn, phases_seen = made.method(), {}, []
     for _ in range(made.total_steps):
-        groups = method.next_groups(made.step_rollouts(method.group_size))
+        groups = method.next_groups(made.step_rollouts(method.group_size()))
         phases_seen.append(method.phase)
         for key, _ in groups:
             drawn[method.phase, key] = drawn.get((method.phase, key), 0) + 1

@@ -158,3 +158,15 @@ def test_equal_seeds_give_equal_profiles(folder, servers):
     assert first == second
     other = run_pass(folder, servers, folder / "reward.py", **{"sgpo.seed": 1})
     assert other != first
+
+
+def test_a_prompt_of_an_agent_loop_is_refused_by_name(folder, servers, tmp_path):
+    data = tiny.make_data(tmp_path / "train.parquet", 8, agent_name="tool_agent")
+    with pytest.raises(SgpoError, match=r"prompt sums:\d names the agent 'tool_agent'; profiling samples single turns"):
+        run_pass(folder, servers, folder / "reward.py", **{"data.train_files": data})
+
+
+def test_samples_of_one_prompt_do_not_share_what_a_reward_function_may_write_to(folder, servers, tmp_path):
+    body = "extra_info['seen'] = extra_info.get('seen', 0) + 1\n    return float(extra_info['seen'] == 1)"
+    rows = run_pass(folder, servers, tiny.make_reward(tmp_path / "reward.py", SIGNATURE + body))
+    assert {row[4] for row in rows} == {8}

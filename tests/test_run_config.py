@@ -218,3 +218,10 @@ def test_a_recipe_that_is_no_yaml_mapping_is_one_line_that_names_it(tmp_path, co
     with pytest.raises(SgpoError, match="broken") as refused:
         compose(["--config-dir", str(tmp_path), "--config-name", "broken"])
     assert "\n" not in str(refused.value)
+
+
+def test_config_path_is_relative_to_verls_main_as_on_its_own_command_line():
+    config = compose(["--config-path=config", "--config-name=ppo_trainer.yaml", "data.train_batch_size=7"])
+    assert config["data"]["train_batch_size"] == 7
+    with pytest.raises(SgpoError, match="--config-path nowhere: no such folder"):
+        compose(["--config-path", "nowhere"])

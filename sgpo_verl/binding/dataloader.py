@@ -73,9 +73,9 @@ class CurriculumDataLoader:
         self.dataset, self.method, self.ledger = dataset, method, ledger
         self._row_of = dict(zip(prompts.keys_P, prompts.rows_P.tolist(), strict=True))
 
-    def next_batch(self, rollouts: int) -> dict[str, Any]:
+    def next_batch(self, rollouts: int, refill: bool = False) -> dict[str, Any]:
         """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""
-        groups = self.method.next_groups(rollouts)
+        groups = self.method.next_groups(rollouts, refill)
         batch = collate_fn([self.dataset[self._row_of[key]] for key, _ in groups])
         batch["uid"] = np.array([str(uuid.uuid4()) for _ in groups], dtype=object)
         batch[PROMPT_KEY] = np.array([key for key, _ in groups], dtype=object)

@@ -31,11 +31,11 @@ class Preflight(Callback):
             check_run(OmegaConf.to_container(ours, resolve=True))
         except OmegaConfBaseException as error:  # Hydra would go on without us
             _refuse(SgpoError("the configuration does not resolve: " + " ".join(str(error).split())))
+        except SgpoError as error:
+            _refuse(error)
         except Exception:  # a mistake of ours: Hydra would make a warning of it, and train without us
             traceback.print_exc()
             sys.exit(1)
-        except SgpoError as error:
-            _refuse(error)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         # Ray raises an error that is an instance of the worker's own class, with the original in ``cause``.

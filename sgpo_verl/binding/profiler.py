@@ -4,6 +4,7 @@ dataset -> prompt ids (verl's own chat templating) -> servers: one request per p
 """
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from verl import DataProto
 from verl.utils.fs import copy_to_local
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+from verl.workers.rollout.utils import get_max_position_embeddings
 
 from sgpo_verl.binding.servers import check_profilable, model_name, reward_workers, standalone_servers
 from sgpo_verl.config import Settings
@@ -45,13 +47,15 @@ class Sampling:
     max_model_len: int
     n: int
     seed: int
+    ignore_eos: bool
 
     @classmethod
     def of(cls, config: DictConfig, model_limit: int, settings: Settings) -> "Sampling":
         r = config.actor_rollout_ref.rollout
         limit = min(r.max_model_len or model_limit, model_limit)
         n, seed = settings.profile.n, settings.seed
-        return cls(r.temperature, r.top_p, r.top_k, r.prompt_length, r.response_length, limit, n, seed)
+        ignore_eos = bool(r.get("ignore_eos", False))
+        return cls(r.temperature, r.top_p, r.top_k, r.prompt_length, r.response_length, limit, n, seed, ignore_eos)
 
     def request(self, model: str, prompt_ids: list[int], row: int) -> dict[str, Any]:
         """Body of one completions request. max_tokens is computed as verl's server does for training."""
@@ -64,7 +68,12 @@ class Sampling:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "seed": self.seed * 1_000_003 + row,
+            # vLLM samples with seed, seed + 1, ..., one for each of the n: so prompts do not share any.
+            "seed": (self.seed * 1_000_003 + row) * self.n,
+            # As verl's agent loop has them; the endpoint would take them from the model's generation_config.json.
+            "repetition_penalty": 1.0,
+            "min_p": 0.0,
+            "ignore_eos": self.ignore_eos,
             "return_token_ids": True,
         }
 
@@ -89,7 +98,7 @@ def profile_dataset(
         copy_to_local(config.actor_rollout_ref.model.path),
         trust_remote_code=config.actor_rollout_ref.model.get("trust_remote_code", False),
     )
-    sampling = Sampling.of(config, hf_config.max_position_embeddings, settings)
+    sampling = Sampling.of(config, get_max_position_embeddings(hf_config), settings)
     builder = create_continuous_token_builder(
         tokenizer,
         hf_model_type=hf_config.model_type,
@@ -107,7 +116,7 @@ def profile_dataset(
 
 
 class ProfilingPass:
-    """One pass over the prompts, at most ``max_in_flight`` of them under way, dealt to the servers in turn."""
+    """One pass over the prompts, dealt to the servers in turn, at most ``max_in_flight`` under way for each of them."""
 
     def __init__(self, dataset, prompts, builder, sampling, settings, addresses, workers, progress):
         self.dataset, self.prompts, self.builder = dataset, prompts, builder
@@ -128,7 +137,8 @@ class ProfilingPass:
                 for position in queue:
                     results[position] = await self._one(session, position)
 
-            tasks = [asyncio.create_task(worker()) for _ in range(self.settings.profile.max_in_flight)]
+            width = self.settings.profile.max_in_flight * len(self.addresses)
+            tasks = [asyncio.create_task(worker()) for _ in range(width)]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -140,6 +150,7 @@ class ProfilingPass:
         """Sample and score one prompt: its row of the profile table."""
         prompts, key = self.prompts, self.prompts.keys_P[position]
         item = self.dataset[int(prompts.rows_P[position])]
+        _check_single_turn_text(item, key)
         prompt_ids = self.builder.build_initial_tokens(list(item["raw_prompt"]))[-self.sampling.prompt_length :]
         address = self.addresses[position % len(self.addresses)]
         body = self.sampling.request(self.model, list(map(int, prompt_ids)), position)
@@ -181,6 +192,18 @@ class ProfilingPass:
             raise SgpoError(f"reward function: raised {error.cause!r} for prompt {key}") from None
 
 
+def _check_single_turn_text(item: dict, key: str) -> None:
+    """Raises SgpoError for a prompt that training would not sample as one turn of text."""
+    agent = item.get("agent_name", "single_turn_agent")
+    parts = [m["content"] for m in item["raw_prompt"] if not isinstance(m["content"], str)]
+    if agent != "single_turn_agent" or any(part.get("type") != "text" for content in parts for part in content or []):
+        what = f"names the agent {agent!r}" if agent != "single_turn_agent" else "holds images, video or audio"
+        raise SgpoError(
+            f"data.train_files: prompt {key} {what}; profiling samples single turns of text, so bring a profile made "
+            "elsewhere as sgpo.profile.path"
+        )
+
+
 def _reward_input(item: dict, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> DataProto:
     """N rows as verl's agent loop hands them to the reward: right-padded responses and a mask over prompt + response."""
     n = len(responses)
@@ -195,7 +218,7 @@ def _reward_input(item: dict, prompt_ids: Sequence[int], responses: Sequence[Seq
     for name, value in item.items():
         if not isinstance(value, torch.Tensor):
             fields[name] = np.empty(n, dtype=object)
-            fields[name][:] = [value] * n
+            fields[name][:] = [copy.deepcopy(value) for _ in range(n)]  # verl's reward managers write into them
     fields["__num_turns__"] = np.full(n, 2)
     fields["tool_extra_fields"] = np.array([{} for _ in range(n)], dtype=object)
     fields["prompt_len"], fields["response_len"] = np.full(n, len(prompt_ids)), lengths.numpy()

@@ -57,10 +57,11 @@ class SgpoTrainer:
 
     def _next_train_batch(self, num_prompts: int | None = None):
         with self._our_time():
-            size = self.sgpo.method.group_size
-            rollouts = self.sgpo.plan.step_rollouts(size) if num_prompts is None else num_prompts * size
-            rows = self.sgpo.dataloader.next_batch(rollouts)
-            self._groups_in_step = len(rows["uid"]) if num_prompts is None else self._groups_in_step
+            refill = num_prompts is not None  # verl asks for a number only to replace groups that failed
+            size = self.sgpo.method.group_size(refill)
+            rollouts = num_prompts * size if refill else self.sgpo.plan.step_rollouts(size)
+            rows = self.sgpo.dataloader.next_batch(rollouts, refill)
+            self._groups_in_step = self._groups_in_step if refill else len(rows["uid"])
             batch = tu.get_tensordict(rows)
             tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
             return batch

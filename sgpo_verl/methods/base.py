@@ -30,8 +30,12 @@ class Outcome:
 class Method(Protocol):
     """The interface of ``methods/*.py``. State must survive a round trip through state_dict exactly."""
 
-    def next_groups(self, rollouts: int) -> Groups:
-        """Groups whose sizes sum to exactly ``rollouts``."""
+    def group_size(self, refill: bool = False) -> int:
+        """Size of the groups that ``next_groups`` would hand out."""
+        ...
+
+    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
+        """Groups whose sizes sum to exactly ``rollouts``. refill: in place of groups of this step that failed."""
         ...
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:

@@ -144,20 +144,20 @@ class Paper:
         self.rewards: list[float] = []  # mean reward of each step of this phase
         self._order_key, self._order_M = (-1, -1), np.array([], dtype=np.int64)
 
-    @property
-    def group_size(self) -> int:
-        """G of the groups that come next."""
-        return self.phases[self._next_phase()].group_size
+    def group_size(self, refill: bool = False) -> int:
+        """G of the groups that come next; refill: of those that were handed out last."""
+        return self.phases[self.phase if refill else self._next_phase()].group_size
 
-    def next_groups(self, rollouts: int) -> Groups:
-        phase = self._next_phase()
+    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
+        phase = self.phase if refill else self._next_phase()
         if phase != self.phase:
             self.phase, self.drawn, self.spent, self.rewards = phase, 0, 0, []
         sizes = split(rollouts, self.phases[phase].group_size)
         groups = [(self._prompt(self.drawn + i), size) for i, size in enumerate(sizes)]
         self.drawn += len(sizes)
-        self.spent += rollouts
-        self.total += rollouts
+        if not refill:
+            self.spent += rollouts
+            self.total += rollouts
         return groups
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
