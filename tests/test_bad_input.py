@@ -1,6 +1,7 @@
 """Bad input ends in one line that names what is wrong and the way out, with nothing half-written."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -191,6 +192,14 @@ def test_the_callback_ends_the_process_with_one_line(folder, profiled, capsys):
         Preflight().on_job_start(config)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("sgpo: /no/such.parquet: no such profile")
+
+
+def test_a_plugin_that_verl_did_not_load_is_said_before_the_trainer_is_unknown(folder, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "sgpo_verl.binding.register")
+    with pytest.raises(SystemExit) as stop:
+        Preflight().on_job_start(OmegaConf.create(compose(arguments(folder))))
+    assert stop.value.code == 2
+    assert "sgpo: verl did not load the plugin: `sgpo doctor` shows why" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_in_the_callback_ends_the_process_too(folder, monkeypatch, capsys):

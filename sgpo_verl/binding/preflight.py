@@ -27,6 +27,7 @@ class Preflight(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
+            _check_loaded()
             ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
             check_run(OmegaConf.to_container(ours, resolve=True))
         except OmegaConfBaseException as error:  # Hydra would go on without us
@@ -42,6 +43,14 @@ class Preflight(Callback):
         failure = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(failure, SgpoError):
             _refuse(getattr(failure, "cause", failure))
+
+
+def _check_loaded() -> None:
+    """verl imports plugins before it composes anything, and swallows what they raise. Raises SgpoError if we are not in."""
+    if "sgpo_verl.binding.register" not in sys.modules:
+        raise SgpoError(
+            "verl did not load the plugin: `sgpo doctor` shows why (an error in it, or VERL_USE_EXTERNAL_PLUGINS without sgpo)"
+        )
 
 
 def check_run(config: dict[str, Any]) -> None:
