@@ -62,7 +62,7 @@ class Plan:
     @property
     def steps_per_pass(self) -> int:
         """Steps that one pass over every phase takes: what an epoch is to stock verl."""
-        return sum(-(-len(p.prompts_M) // (r // p.group_size)) for p, r in zip(self.phases, self.rollouts, strict=True))
+        return sum(_steps_of_passes(p, r, 1) for p, r in zip(self.phases, self.rollouts, strict=True))
 
     @property
     def keys_P(self) -> np.ndarray:
@@ -142,11 +142,14 @@ def phase_steps(
     if curriculum.steps is not None:
         return _given_steps(curriculum.steps, phase_list, total)
     if total is None:
-        needed = [p.rollouts_per_pass * curriculum.epochs for p in phase_list]
-        # One group more than divides evenly may still need a step of its own: count in groups, as they are dealt.
-        per_step = [r // p.group_size for r, p in zip(rollouts, phase_list, strict=True)]
-        return [-(-n // (p.group_size * k)) for n, p, k in zip(needed, phase_list, per_step, strict=True)]
+        return [_steps_of_passes(p, r, curriculum.epochs) for p, r in zip(phase_list, rollouts, strict=True)]
     return share([p.rollouts_per_pass for p in phase_list], total)
+
+
+def _steps_of_passes(phase: Phase, rollouts: int, passes: int) -> int:
+    """Steps of ``rollouts`` that ``passes`` over a phase take. Counted in groups, as they are dealt: one too many for
+    the last step needs another."""
+    return -(-len(phase.prompts_M) * passes // (rollouts // phase.group_size))
 
 
 def _given_steps(steps: Sequence[int], phase_list: Sequence[Phase], total: int | None) -> list[int]:

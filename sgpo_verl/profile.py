@@ -10,6 +10,8 @@ and, in the file's key-value metadata under "sgpo", JSON that says what was prof
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -120,16 +122,9 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     table = pa.Table.from_pandas(profile.table, schema=SCHEMA, preserve_index=False)
     payload = json.dumps(asdict(profile.metadata), sort_keys=True).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"sgpo": payload})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SgpoError(f"{path}: cannot write the profile ({error.strerror}); name another file") from None
+    with _temporary_beside(path) as temporary:
+        pq.write_table(table, temporary)
+        os.replace(temporary, path)
     return path
 
 
@@ -138,11 +133,20 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise SgpoError(f"{path}: is a folder or a device; name a file for the profile")
+    with _temporary_beside(path) as temporary:
+        temporary.touch()
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """A file to write to in the folder of ``path``, gone afterwards. Raises SgpoError if nothing can be written there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        temporary.unlink()
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise SgpoError(f"{path}: cannot write the profile ({error.strerror}); name another file") from None
 

@@ -148,6 +148,11 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     )
 
 
+def own_profile_path(config: Mapping[str, Any]) -> Path:
+    """Where a run keeps the profile it makes itself, and where `sgpo profile` puts one that is to be found without a name."""
+    return Path(config["trainer"]["default_local_dir"]) / "sgpo" / "profile.parquet"
+
+
 def check_supported(config: Mapping[str, Any]) -> None:
     """Refuse what cannot work together with us. Raises SgpoError naming the key, the reason and the way out."""
     if not _at(config, "trainer.use_v1"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
+from sgpo_verl.binding.dataloader import PROMPT_KEY
 from sgpo_verl.binding.estimator import last_output_rows
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import StepTokens
@@ -22,7 +23,7 @@ def outcomes_of(keys: Sequence[str], data: TensorDict, settings: Settings) -> li
     Raises SgpoError naming the prompt whose reward is NaN.
     """
     scores_N = data["rm_scores"].sum(dim=1).tolist()
-    extra_N, prompt_N = list(data["extra_fields"]), list(data["sgpo_prompt_key"])
+    extra_N, prompt_N = list(data["extra_fields"]), list(data[PROMPT_KEY])
     groups: dict[str, list[int]] = {}
     for row in sorted(set(last_output_rows(keys).tolist())):
         groups.setdefault(keys[row].split("_")[0], []).append(row)

@@ -22,7 +22,7 @@ from sgpo_verl.binding.servers import check_profilable
 from sgpo_verl.binding.session import metadata_for, plain_progress
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import ProfileMetadata, check_writable, differences, load_profile, save_profile
-from sgpo_verl.run_config import settings_of
+from sgpo_verl.run_config import own_profile_path, settings_of
 
 
 def run(plain: dict[str, Any], output: Path | None, force: bool) -> None:
@@ -30,9 +30,7 @@ def run(plain: dict[str, Any], output: Path | None, force: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     settings = settings_of(plain)
     check_run(_without_profile(plain))
-    output = output or Path(
-        settings.profile.path or Path(plain["trainer"]["default_local_dir"]) / "sgpo/profile.parquet"
-    )
+    output = output or Path(settings.profile.path or own_profile_path(plain))
     if os.path.isdir(output):
         raise SgpoError(f"-o {output}: is a folder; name a file")
     config = OmegaConf.create(plain)

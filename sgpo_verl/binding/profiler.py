@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torch.utils.data import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from verl import DataProto
 from verl.utils.fs import copy_to_local
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
@@ -78,6 +78,14 @@ class Sampling:
         }
 
 
+def load_hf_config(config: DictConfig) -> PretrainedConfig:
+    """Of actor_rollout_ref.model.path, wherever verl finds it."""
+    model = config.actor_rollout_ref.model
+    return AutoConfig.from_pretrained(
+        copy_to_local(model.path), trust_remote_code=model.get("trust_remote_code", False)
+    )
+
+
 def profile_dataset(
     config: DictConfig,
     dataset: Dataset,
@@ -94,10 +102,7 @@ def profile_dataset(
     """
     check_profilable(config)
     start = time.perf_counter()
-    hf_config = AutoConfig.from_pretrained(
-        copy_to_local(config.actor_rollout_ref.model.path),
-        trust_remote_code=config.actor_rollout_ref.model.get("trust_remote_code", False),
-    )
+    hf_config = load_hf_config(config)
     sampling = Sampling.of(config, get_max_position_embeddings(hf_config), settings)
     builder = create_continuous_token_builder(
         tokenizer,

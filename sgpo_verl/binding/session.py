@@ -10,12 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase
-from verl.utils.fs import copy_to_local
+from transformers import PreTrainedTokenizerBase
 
 from sgpo_verl.binding.dataloader import CurriculumDataLoader, identify_dataset
 from sgpo_verl.binding.preflight import mismatch
-from sgpo_verl.binding.profiler import profile_dataset
+from sgpo_verl.binding.profiler import load_hf_config, profile_dataset
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import ModelShape, shape_from_config
 from sgpo_verl.errors import SgpoError
@@ -25,7 +24,7 @@ from sgpo_verl.plan import Plan, make_plan
 from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile, save_profile
 from sgpo_verl.prompts import Prompts
 from sgpo_verl.provenance import describe
-from sgpo_verl.run_config import check_supported, numbers_of, settings_of
+from sgpo_verl.run_config import check_supported, numbers_of, own_profile_path, settings_of
 
 logger = logging.getLogger("sgpo_verl")
 
@@ -66,11 +65,7 @@ def metadata_for(plain: dict[str, Any], settings: Settings, tokenizer: PreTraine
 
 def model_shape(config: DictConfig) -> ModelShape:
     """Of actor_rollout_ref.model.path, wherever verl finds it."""
-    model = config.actor_rollout_ref.model
-    hf_config = AutoConfig.from_pretrained(
-        copy_to_local(model.path), trust_remote_code=model.get("trust_remote_code", False)
-    )
-    return shape_from_config(hf_config.to_dict(), f"{model.path}/config.json")
+    return shape_from_config(load_hf_config(config).to_dict(), f"{config.actor_rollout_ref.model.path}/config.json")
 
 
 def _profile_for(
@@ -82,7 +77,7 @@ def _profile_for(
     wanted: ProfileMetadata,
 ) -> tuple[Profile, Path]:
     """(profile, its file): the profile at sgpo.profile.path; else the one of an earlier start of this run; else a new one."""
-    own = Path(config.trainer.default_local_dir) / "sgpo" / "profile.parquet"
+    own = own_profile_path(config)
     path = Path(settings.profile.path) if settings.profile.path else own
     if settings.profile.path or own.exists():
         profile = load_profile(path)

@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
+from sgpo_verl.binding.dataloader import PROMPT_KEY
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
 from sgpo_verl.binding.session import Session
 from sgpo_verl.metrics import step_metrics
@@ -71,7 +72,7 @@ class SgpoTrainer:
 
     def _balance_batch(self, batch, metrics, *args, **kwargs):
         with self._our_time():
-            fields = ["rm_scores", "extra_fields", "sgpo_prompt_key"]
+            fields = ["rm_scores", "extra_fields", PROMPT_KEY]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
             self._outcomes = outcomes_of(batch.keys, data, self.sgpo.settings)
             self.sgpo.method.observe(self._outcomes)
