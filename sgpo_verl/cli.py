@@ -4,11 +4,23 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+import typer.core
 
 from sgpo_verl.errors import SgpoError
 
+
+class _InOrder(typer.core.TyperGroup):
+    """Lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        order = ["doctor", "profile", "plan", "report", "demo"]
+        return [*order, *sorted(self.commands.keys() - set(order))]
+
+
 app = typer.Typer(
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -17,27 +29,78 @@ app = typer.Typer(
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@app.command(context_settings=HYDRA)
-def profile(
+class _ProfileGroup(typer.core.TyperGroup):
+    """``sgpo profile <overrides>`` is ``sgpo profile run <overrides>``: what is no subcommand is an argument of ``run``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
+profile = typer.Typer(cls=_ProfileGroup, pretty_exceptions_enable=False)
+app.add_typer(profile, name="profile", help="Measure the pass rate of every training prompt; merge or show profiles.")
+
+
+@profile.command(
+    "run",
+    context_settings=HYDRA,
+    options_metavar="[OPTIONS] [OVERRIDES]...",
+    epilog="See also: sgpo profile merge --help, sgpo profile show --help",
+)
+def run_profile(
     context: typer.Context,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Where to write; default: where the training run looks for it."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a profile that is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Discard a profile, or parts of one, that are there.")] = False,
+    add: Annotated[
+        int | None, typer.Option("--add", min=1, help="Sample every prompt of an existing profile N times more.")
+    ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option("--endpoint", help="URL of an OpenAI-compatible server to sample from (repeat for more)."),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The model's name there, if it serves more than one.")
+    ] = None,
 ) -> None:
     """Measure the pass rate of every training prompt: N samples each, under the initial policy.
 
-    Takes the arguments of the training command: the same Hydra overrides, --config-dir and --config-name.
+    Takes the arguments of the training command: the same Hydra overrides, --config-dir and --config-name. A call that was
+    interrupted, or killed, is taken up by the same call again.
 
     Example: sgpo profile data.train_files=train.parquet actor_rollout_ref.model.path=... +sgpo=paper -o profile.parquet
     """
-    from sgpo_verl.run_config import compose
+    from sgpo_verl.run_config import compose, with_profile
 
-    config = compose(context.args)
+    named = {"endpoints": list(endpoint) if endpoint else None, "endpoint_model": endpoint_model}
+    config = with_profile(compose(context.args), {key: value for key, value in named.items() if value is not None})
     from sgpo_verl.binding.profile_command import run
 
-    run(config, output, force)
+    run(config, output, force, add)
+
+
+@profile.command("merge")
+def merge_profiles(
+    profiles: Annotated[list[Path], typer.Argument(help="Profiles of the same model and settings.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write their sum.")],
+) -> None:
+    """Add up profiles: more trials of the same prompts, or more prompts."""
+    from sgpo_verl.merge import merge
+    from sgpo_verl.profile import load_profile, save_profile
+
+    merged = merge([load_profile(path) for path in profiles], list(map(str, profiles)))
+    save_profile(merged, output)
+    print(f"profile: {output} ({len(merged)} prompts, {merged.samples} samples)")
+
+
+@profile.command("show")
+def show_profile(path: Annotated[Path, typer.Argument(help="A profile.")]) -> None:
+    """Print what a profile found, and what it is a profile of."""
+    from sgpo_verl import profile_view
+    from sgpo_verl.profile import load_profile
+
+    profile_view.show(load_profile(path), path)
 
 
 @app.command(context_settings=HYDRA)

@@ -31,6 +31,37 @@ class ProfileSettings(_Node):
     n: int = Field(8, ge=1, description="Samples per prompt.")
     allow_mismatch: bool = Field(False, description="Train although the profile is of another model, data or reward.")
     max_in_flight: int = Field(64, ge=1, description="Prompts sent to each server at a time.")
+    sampler: Literal["auto", "completions", "agent_loop"] = Field(
+        "auto",
+        description="completions: one request per prompt asks for all its samples; agent_loop: verl's own agent loops, one "
+        "by one; auto: completions, and agent_loop where tools, turns, images or the engine need it.",
+    )
+    adaptive: bool = Field(
+        False, description="Spend n x prompts samples where the class is uncertain, not n on every prompt."
+    )
+    max_failed_frac: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of prompts that may fail (too long, reward error, time-out) before it stops.",
+    )
+    timeout: float = Field(1800.0, gt=0, description="Seconds that sampling a prompt, or scoring it, may take.")
+    endpoints: list[str] | None = Field(
+        None, description="URLs of OpenAI-compatible servers to sample from; null: verl's own, started for the pass."
+    )
+    endpoint_model: str | None = Field(
+        None, description="The model's name at the endpoints; null: the only one served."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.endpoints is not None and not self.endpoints:
+            raise ValueError("endpoints is an empty list; name a URL, or null")
+        if self.endpoints and self.sampler == "agent_loop":
+            raise ValueError("sampler=agent_loop drives verl's own servers; it cannot use endpoints")
+        if self.endpoint_model is not None and not self.endpoints:
+            raise ValueError("endpoint_model is only read with endpoints")
+        return self
 
 
 class FilterSettings(_Node):

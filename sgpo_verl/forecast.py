@@ -48,7 +48,7 @@ def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
 
 def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
     table, numbers = plan.profile.table, plan.numbers
-    pass_rate_P = (table["successes"] / table["trials"]).to_numpy()
+    pass_rate_P = (table["successes"] / table["trials"].clip(lower=1)).to_numpy()
     prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
     totals, groups, mixed, teaching = np.zeros(4), 0, 0.0, 0.0
     for rows_M, size, steps, rollouts in parts:

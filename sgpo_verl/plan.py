@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
@@ -64,10 +65,6 @@ class Plan:
         """Steps that one pass over every phase takes: what an epoch is to stock verl."""
         return sum(_steps_of_passes(p, r, 1) for p, r in zip(self.phases, self.rollouts, strict=True))
 
-    @property
-    def keys_P(self) -> np.ndarray:
-        return self.profile.table["prompt_key"].to_numpy(dtype=object)
-
     def step_rollouts(self, size: int) -> int:
         """Rollouts of a step in a phase of groups of ``size``."""
         return _step_rollouts(self.settings, self.numbers, size)
@@ -75,14 +72,13 @@ class Plan:
     def method(self) -> Paper:
         """The curriculum, at its start."""
         budgets = [s * r for s, r in zip(self.steps, self.rollouts, strict=True)]
-        return Paper(
-            self.keys_P, self.phases, budgets, self.settings.curriculum, self.settings.seed, self.fingerprint()
-        )
+        return Paper(self.phases, budgets, self.settings.curriculum, self.settings.seed, self.fingerprint())
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
         table = self.profile.table[["prompt_key", "trials", "successes"]]
-        digest = hashlib.sha256("\n".join(map(str, table.itertuples(index=False))).encode()).hexdigest()[:16]
+        hash_P = pd.util.hash_pandas_object(table, index=False).to_numpy()
+        digest = hashlib.sha256(hash_P.tobytes()).hexdigest()[:16]
         kept = self.settings.model_dump(include={"seed", "filter", "group_size", "curriculum"})
         return {
             "profile": digest,

@@ -20,7 +20,7 @@ COLOURS = {
     Class.TRIVIAL: "#9aa5b1",
     Class.LEARNABLE: "#0072b2",
     Class.UNSOLVED: "#d55e00",
-}  # safe for colour-blind eyes
+}  # safe for colour-blind eyes; of the classes that have a pass rate
 
 
 def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
@@ -65,9 +65,12 @@ def _classes(plan: Plan) -> Table:
         Class.TRIVIAL: f"removed (pass rate above {settings.max_pass_rate:g})",
         Class.LEARNABLE: "trained on",
         Class.UNSOLVED: f"{drawn} drawn into each phase",
+        Class.FAILED: "left out (could not be profiled)",
     }
     for kind in Class:
         count = int((plan.class_P == kind).sum())
+        if kind == Class.FAILED and not count:
+            continue
         table.add_row(kind.name.lower(), str(count), f"{count / len(plan.class_P):.0%}", happens[kind])
     table.columns[-1].justify = "left"
     return table
@@ -78,8 +81,8 @@ def pass_rate_bins(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     counts = plan.profile.table
     bins = min(int(counts["trials"].max()), 20) + 1
     edges = (np.arange(bins + 1) - 0.5) / (bins - 1)
-    rate_P = (counts["successes"] / counts["trials"]).to_numpy()
-    return edges, np.array([np.histogram(rate_P[plan.class_P == kind], edges)[0] for kind in Class])
+    rate_P = (counts["successes"] / counts["trials"].clip(lower=1)).to_numpy()
+    return edges, np.array([np.histogram(rate_P[plan.class_P == kind], edges)[0] for kind in COLOURS])
 
 
 def _histogram(plan: Plan) -> Table:
@@ -152,7 +155,7 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
 def _draw_rates(axes, plan: Plan) -> None:
     edges, counts = pass_rate_bins(plan)
     below = np.zeros(counts.shape[1])
-    for kind in Class:
+    for kind in COLOURS:
         label = f"{kind.name.lower()} ({counts[kind].sum()})"
         axes.bar(
             edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label

@@ -5,14 +5,15 @@ On disk it is one parquet file, a row per prompt:
     prompt_key  data_source  index  trials  successes  reward_mean  prompt_tokens  response_tokens_mean
     gsm8k:17    gsm8k           17       8          3        0.375             93                 211.5
 
-and, in the file's key-value metadata under "sgpo", JSON that says what was profiled and how (``ProfileMetadata``).
+and, in the file's key-value metadata under "sgpo", JSON that says what was profiled and how (``ProfileMetadata``). A prompt
+that could not be sampled has 0 trials; a file with such prompts has one column more, ``failure``, with the reason.
 """
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sgpo_verl.cost import StepTokens
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.tables import check_rows, read_plain, to_frame
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +38,7 @@ SCHEMA = pa.schema(
         ("response_tokens_mean", pa.float32()),
     ]
 )
+FAILURE = pa.field("failure", pa.string())
 FORMAT_VERSION = 1
 
 
@@ -43,9 +46,10 @@ FORMAT_VERSION = 1
 class ProfileMetadata:
     """What was profiled, and how. The fields in ``IDENTITY`` must agree with the training run that uses it.
 
-    model: {"path", "fingerprint"}. data: {file name: sha256}. sampling: temperature, top_p, top_k, lengths.
-    reward: {"name", "sha256"}. chat_template: sha256. total_tokens: prompt tokens once per prompt plus all response
-    tokens. seconds: wall-clock of the pass, start-up of the servers included.
+    model: {"path", "fingerprint"}, for a model of a hub also "revision". data: {file name: sha256}. sampling: temperature,
+    top_p, top_k, lengths. reward: {"name", "sha256"}. chat_template, tokenizer: sha256. passes: of which it is the sum,
+    each {"id", "seed", "sampler", ...}. total_tokens: prompt tokens once per prompt plus all response tokens. flops: to
+    generate them. seconds: wall-clock of the passes, start-up of the servers included.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -53,22 +57,33 @@ class ProfileMetadata:
     sampling: dict[str, Any] = field(default_factory=dict)
     reward: dict[str, Any] = field(default_factory=dict)
     chat_template: str = ""
-    success_threshold: float = 0.5
+    tokenizer: str = ""
+    success_threshold: float | None = 0.5
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    passes: list[dict[str, Any]] = field(default_factory=list)
     total_tokens: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     format_version: int = FORMAT_VERSION
 
-    IDENTITY = ("model", "data", "sampling", "reward", "chat_template", "success_threshold")
+    IDENTITY = ("model", "data", "sampling", "reward", "chat_template", "tokenizer", "success_threshold")
+
+    def unstated(self) -> list[str]:
+        """The identity fields that say nothing: all of them where another tool made the profile."""
+        return [name for name in self.IDENTITY if getattr(self, name) in ({}, "", None)]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Counts per prompt (columns as in ``SCHEMA``) and where they come from."""
+    """Counts per prompt (columns as in ``SCHEMA``) and where they come from.
+
+    by_index: the prompts are known by ``extra_info.index`` alone; their keys are filled in when a data set is at hand.
+    """
 
     table: pd.DataFrame
     metadata: ProfileMetadata
+    by_index: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -81,18 +96,20 @@ class Profile:
         """What the samples took to generate."""
         table = self.table
         return StepTokens(
-            groups=len(table),
+            groups=int((table["trials"] > 0).sum()),
             prompt_tokens=float(table["prompt_tokens"].sum()),
             rows=self.samples,
             response_tokens=float((table["trials"] * table["response_tokens_mean"]).sum()),
         )
 
-    def align(self, keys_P: np.ndarray, source: str = "profile") -> "Profile":
-        """This profile's rows in the order of ``keys_P``, and only those.
+    def align(self, keys_P: np.ndarray, source: str = "profile", index_P: np.ndarray | None = None) -> "Profile":
+        """This profile's rows in the order of ``keys_P``, and only those. index_P: int64, for a profile ``by_index``.
 
         Raises SgpoError naming the first prompts that it lacks: they cannot be planned for.
         """
-        position = pd.Index(self.table["prompt_key"]).get_indexer(pd.Index(keys_P))
+        if not self.by_index and len(keys_P) == len(self) and self.table["prompt_key"].equals(pd.Series(keys_P)):
+            return self  # the usual case: the same files
+        position = self._positions(keys_P, source, index_P)
         missing = np.flatnonzero(position < 0)
         if missing.size:
             shown = ", ".join(map(str, keys_P[missing[:3]]))
@@ -100,26 +117,49 @@ class Profile:
                 f"{source}: has no counts for {missing.size} of {len(keys_P)} prompts of data.train_files "
                 f"(first: {shown}): profile the same files again with `sgpo profile`, or unset sgpo.profile.path"
             )
-        return replace(self, table=self.table.iloc[position].reset_index(drop=True))
+        table = self.table.iloc[position].reset_index(drop=True)
+        return Profile(table.assign(prompt_key=pd.Series(keys_P).array) if self.by_index else table, self.metadata)
+
+    def _positions(self, keys_P: np.ndarray, source: str, index_P: np.ndarray | None) -> np.ndarray:
+        """Row of each prompt in this table, -1 where it has none."""
+        if not self.by_index:
+            return pd.Index(self.table["prompt_key"]).get_indexer(pd.Index(keys_P))
+        if index_P is None or len(np.unique(index_P)) < len(index_P):
+            raise SgpoError(
+                f"{source}: has indices for prompts, and in data.train_files extra_info.index is not one number per prompt: "
+                "add a column data_source, or prompt_key"
+            )
+        return pd.Index(self.table["index"]).get_indexer(index_P)
 
 
-def differences(made: ProfileMetadata, wanted: ProfileMetadata) -> list[str]:
-    """One line per identity field on which two metadata disagree; empty if the profile fits the run."""
+def differences(
+    made: ProfileMetadata, wanted: ProfileMetadata, names: tuple[str, str] = ("profile", "run")
+) -> list[str]:
+    """One line per identity field on which two metadata disagree; empty if the profile fits the run.
+
+    A field that one of them does not state at all is no disagreement. names: what to call the two.
+    """
     lines = []
+    unstated = {*made.unstated(), *wanted.unstated()}
     for name in ProfileMetadata.IDENTITY:
         a, b = getattr(made, name), getattr(wanted, name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and (name, k) != ("model", "path"))
-            lines += [f"{name}.{k}: profile {a.get(k)!r}, run {b.get(k)!r}" for k in keys]
-        elif a != b:
-            lines.append(f"{name}: profile {a!r}, run {b!r}")
+        if name in unstated or a == b:
+            continue
+        if not isinstance(a, dict):
+            lines.append(f"{name}: {names[0]} {a!r}, {names[1]} {b!r}")
+            continue
+        keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and (name, k) != ("model", "path"))
+        if "revision" in keys and name == "model" and not (a.get("revision") and b.get("revision")):
+            keys.remove("revision")  # a hub's model whose files are not here yet
+        lines += [f"{name}.{k}: {names[0]} {a.get(k)!r}, {names[1]} {b.get(k)!r}" for k in keys]
     return lines
 
 
 def save_profile(profile: Profile, path: str | Path) -> Path:
     """Write atomically: the file is whole or not there. Returns the path."""
     path = Path(path)
-    table = pa.Table.from_pandas(profile.table, schema=SCHEMA, preserve_index=False)
+    schema = SCHEMA.append(FAILURE) if "failure" in profile.table else SCHEMA
+    table = pa.Table.from_pandas(profile.table, schema=schema, preserve_index=False)
     payload = json.dumps(asdict(profile.metadata), sort_keys=True).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"sgpo": payload})
     with _temporary_beside(path) as temporary:
@@ -152,32 +192,40 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Read and check a profile. Raises SgpoError naming the file, and the column or row that is wrong."""
+    """Read and check a profile: ours, or a plain parquet or JSON-lines table that another tool made (``tables.read_plain``).
+
+    Raises SgpoError naming the file, and the column or row that is wrong.
+    """
     path = Path(path)
     if not path.is_file():
         raise SgpoError(f"{path}: no such profile; make it with `sgpo profile <training overrides> -o {path}`")
+    if path.suffix in (".jsonl", ".json"):
+        return _plain(path, None)
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise SgpoError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); profile again") from None
+    if b"sgpo" not in (table.schema.metadata or {}):
+        return _plain(path, table)
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise SgpoError(f"{path}: lacks the column(s) {', '.join(missing)}; is it a profile written by `sgpo profile`?")
-    metadata = _metadata(table.schema.metadata or {}, path)
-    try:
-        table = table.select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as error:
-        raise SgpoError(f"{path}: a column has the wrong type ({str(error).splitlines()[0]})") from None
-    frame = table.to_pandas()
-    _check_rows(frame, path)
+    metadata = _metadata(table.schema.metadata, path)
+    schema = SCHEMA.append(FAILURE) if "failure" in table.column_names else SCHEMA
+    frame = to_frame(table, schema, path)
+    check_rows(frame, path)
     return Profile(frame, metadata)
+
+
+def _plain(path: Path, table: pa.Table | None) -> Profile:
+    """Nothing says what it was made of, not even the threshold of a success: its metadata state nothing."""
+    frame, by_index = read_plain(path, table, SCHEMA)
+    return Profile(frame, ProfileMetadata(success_threshold=None), by_index)
 
 
 def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
     try:
         stored = json.loads(raw[b"sgpo"])
-    except KeyError:
-        raise SgpoError(f"{path}: has no `sgpo` metadata, so what it profiled is unknown; profile again") from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise SgpoError(f"{path}: its `sgpo` metadata is not JSON ({error}); profile again") from None
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
@@ -191,30 +239,9 @@ def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
             raise SgpoError(
                 f"{path}: `sgpo` metadata: {item.name}={known[item.name]!r} has the wrong type; profile again"
             )
+    if not all(isinstance(p, dict) and {"id", "seed"} <= p.keys() for p in known.get("passes", [])):
+        raise SgpoError(f"{path}: `sgpo` metadata: passes={known['passes']!r:.100} are not ours; profile again")
     path_of_model = known.get("model", {}).get("path", "")
     if not isinstance(path_of_model, str):
         raise SgpoError(f"{path}: `sgpo` metadata: model.path={path_of_model!r} has the wrong type; profile again")
     return ProfileMetadata(**known)
-
-
-def _check_rows(frame: pd.DataFrame, path: Path) -> None:
-    """Every count must be one that sampling can give, and every prompt appear once."""
-    if frame.empty:
-        raise SgpoError(f"{path}: holds no prompts; profile again")
-    trials, successes = frame["trials"], frame["successes"]
-    checks = {
-        "prompt_key is missing": frame["prompt_key"].isna(),
-        "prompt_key is there twice": frame["prompt_key"].duplicated(),
-        "index is missing": frame["index"].isna(),
-        "trials is missing or below 1": trials.isna() | (trials < 1),
-        "successes is missing or not between 0 and trials": successes.isna() | (successes < 0) | (successes > trials),
-        "reward_mean is missing or not finite": ~np.isfinite(frame["reward_mean"]),
-        "prompt_tokens is missing or negative": frame["prompt_tokens"].isna() | (frame["prompt_tokens"] < 0),
-        "response_tokens_mean is missing or negative": ~frame["response_tokens_mean"].between(
-            0, np.inf, inclusive="left"
-        ),
-    }
-    for what, bad in checks.items():
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise SgpoError(f"{path}: row {row} ({frame['prompt_key'].iloc[row]}): {what}; profile again")

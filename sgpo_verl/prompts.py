@@ -15,22 +15,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgpo_verl.errors import SgpoError
 
 NO_INDEX = -1
+TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Identities of the P rows of a data set, in its order.
 
-    keys_P: str, unique. sources_P: str. index_P: int64, NO_INDEX where the data has no integer index.
-    rows_P: int64, the row of the data set that each prompt is read from.
+    keys_P: str, unique, in Arrow's memory. sources_P: str, a category. index_P: int64, NO_INDEX where the data has no
+    integer index. rows_P: int64, the row of the data set that each prompt is read from. About 40 bytes per prompt.
     """
 
-    keys_P: np.ndarray
-    sources_P: np.ndarray
+    keys_P: pd.api.extensions.ExtensionArray
+    sources_P: pd.Categorical
     index_P: np.ndarray
     rows_P: np.ndarray
 
@@ -58,13 +62,21 @@ def identify(
     if keys is None:
         keys = [f"{s}#{_digest(s, c)}" for s, c in zip(sources, contents, strict=True)]
         rows = _unique_rows(keys, duplicates)
-    integers = [i if _is_int64(i) else NO_INDEX for i in indices]
-    return Prompts(
-        keys_P=np.array(keys, dtype=object)[rows],
-        sources_P=np.array(sources, dtype=object)[rows],
-        index_P=np.array(integers, dtype=np.int64)[rows],
-        rows_P=rows,
-    )
+    index_P = np.fromiter((i if _is_int64(i) else NO_INDEX for i in indices), np.int64, len(indices))
+    prompts = Prompts(pd.array(keys, dtype=TEXT), pd.Categorical(sources), index_P, np.arange(len(keys)))
+    if len(rows) == len(keys):
+        return prompts
+    return Prompts(prompts.keys_P[rows], prompts.sources_P[rows], index_P[rows], rows)
+
+
+def identify_indexed(sources: pa.Array, index_P: np.ndarray) -> Prompts | None:
+    """``identify`` for millions of rows in seconds, where every row has an integer index; None if two rows share a key."""
+    text, colon = pa.large_string(), pa.scalar(":", pa.large_string())
+    keys = pc.binary_join_element_wise(pc.cast(sources, text), pc.cast(pa.array(index_P), text), colon)
+    if pc.count_distinct(keys).as_py() < len(keys):
+        return None
+    sources_P = sources.dictionary_encode().to_pandas()
+    return Prompts(pd.array(keys, dtype=TEXT), pd.Categorical(sources_P), index_P, np.arange(len(keys)))
 
 
 def _is_int64(index: Any) -> bool:

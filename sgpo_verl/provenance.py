@@ -21,9 +21,12 @@ _BLOCK = 1 << 20
 _SAMPLED_BLOCKS = 8  # of each weight file; whole files of a 70B model would take minutes to hash
 
 
-def describe(config: Mapping[str, Any], success_threshold: float, seed: int, chat_template: str) -> ProfileMetadata:
-    """Metadata of a profile of ``config``: verl's resolved configuration. Token count and seconds are left at 0.
+def describe(
+    config: Mapping[str, Any], success_threshold: float, seed: int, chat_template: str = "", tokenizer: str = ""
+) -> ProfileMetadata:
+    """Metadata of a profile of ``config``: verl's resolved configuration. What a pass spends is left at 0.
 
+    chat_template, tokenizer: their text (the latter as JSON); "" where they have not been loaded, and are not stated.
     Raises SgpoError naming the key whose file is missing.
     """
     rollout, data = config["actor_rollout_ref"]["rollout"], config["data"]
@@ -44,7 +47,8 @@ def describe(config: Mapping[str, Any], success_threshold: float, seed: int, cha
             **{key: value for key, value in optional.items() if value},
         },
         reward=describe_reward(config),
-        chat_template=_digest(chat_template.encode()),
+        chat_template=_digest(chat_template),
+        tokenizer=_digest(tokenizer),
         success_threshold=success_threshold,
         versions=installed_versions(),
         seed=seed,
@@ -108,7 +112,7 @@ def check_train_files(config: Mapping[str, Any]) -> None:
 def describe_model(path: str) -> dict[str, str]:
     """{"path", "fingerprint"}: of config.json and, per weight file, its size and eight 1 MiB samples spread over it.
 
-    A name on a hub (no such folder here) is its own fingerprint: pin a revision to make it one.
+    A name on a hub (no such folder here) is its own fingerprint, with the "revision" (commit) that is in the hub's cache.
     """
     if not isinstance(path, str):
         raise SgpoError(f"actor_rollout_ref.model.path={path!r}: must be a folder or a name on a hub")
@@ -116,7 +120,7 @@ def describe_model(path: str) -> dict[str, str]:
     if not folder.is_dir():
         if path.startswith(("/", "~", "./", "../")) or folder.exists():
             raise SgpoError(f"actor_rollout_ref.model.path={path}: no such folder")
-        return {"path": path, "fingerprint": f"hub:{path}"}
+        return {"path": path, "fingerprint": f"hub:{path}", **_cached_revision(path)}
     digest = hashlib.sha256()
     files = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
     if not files:
@@ -126,6 +130,18 @@ def describe_model(path: str) -> dict[str, str]:
         for block in _samples(file):
             digest.update(block)
     return {"path": path, "fingerprint": digest.hexdigest()[:16]}
+
+
+def _cached_revision(name: str) -> dict[str, str]:
+    """{"revision"} of a hub's model whose files are in the local cache, else {}. Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise SgpoError(f"actor_rollout_ref.model.path={name}: no folder here and no name of a hub ({error})") from None
+    return {"revision": Path(found).parent.name} if isinstance(found, str) else {}  # .../snapshots/<commit>/config.json
 
 
 def _samples(file: Path) -> Iterator[bytes]:
@@ -198,8 +214,8 @@ def hash_file(path: str | Path, key: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 def installed_versions() -> dict[str, str]:

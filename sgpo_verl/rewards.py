@@ -8,6 +8,10 @@ from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
 
 
+class BadReward(SgpoError):
+    """The reward function returned something that is no reward."""
+
+
 def succeeded(score: float, info: Mapping[str, Any], settings: Settings) -> bool:
     """Whether a rollout succeeded: the reward function's own ``acc`` if it returns one, else its score, >= threshold."""
     accuracy = info.get("acc")
@@ -15,12 +19,12 @@ def succeeded(score: float, info: Mapping[str, Any], settings: Settings) -> bool
 
 
 def check_score(score: Any, info: Mapping[str, Any], settings: Settings, prompt: str) -> float:
-    """The score as a float. Raises SgpoError naming the prompt if it is no number, NaN, or graded and not declared so."""
+    """The score as a float. Raises BadReward naming the prompt if it is no number, NaN, or graded and not declared so."""
     number = _number(score, "", prompt)
     accuracy = info.get("acc")
     value = number if accuracy is None else _number(accuracy, "acc=", prompt)
     if not settings.graded_rewards and value not in (0.0, 1.0):
-        raise SgpoError(
+        raise BadReward(
             f"reward function: returned {value} for prompt {prompt}, neither 0 nor 1; set sgpo.graded_rewards=true "
             f"if that is meant (success is then a score of at least sgpo.success_threshold={settings.success_threshold})"
         )
@@ -33,5 +37,5 @@ def _number(value: Any, name: str, prompt: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise SgpoError(f"reward function: returned {name}{value!r} for prompt {prompt}; it must be a finite number")
+        raise BadReward(f"reward function: returned {name}{value!r} for prompt {prompt}; it must be a finite number")
     return number

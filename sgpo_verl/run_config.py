@@ -99,6 +99,15 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     return load_settings(node or {})
 
 
+def with_profile(config: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with these settings under sgpo.profile."""
+    node = config.get("sgpo") or {}
+    inner = node.get("profile") if isinstance(node, Mapping) else None
+    if not more or not isinstance(node, Mapping) or not isinstance(inner or {}, Mapping):
+        return dict(config)
+    return {**config, "sgpo": {**node, "profile": {**(inner or {}), **more}}}
+
+
 REQUIRED = (
     "data.train_batch_size",
     "actor_rollout_ref.rollout.n",

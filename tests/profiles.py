@@ -23,4 +23,6 @@ def make_profile(successes: Sequence[int], trials: int = 8, prompt: int = 10, re
         }
     )
     model = {"path": "toy/model", "fingerprint": "f1"}
-    return Profile(table, ProfileMetadata(model=model, data={"train.parquet": "d1"}, total_tokens=123, seconds=4.5))
+    stated = {"sampling": {"temperature": 1.0}, "reward": {"name": "r"}, "chat_template": "t1", "tokenizer": "k1"}
+    metadata = ProfileMetadata(model=model, data={"train.parquet": "d1"}, total_tokens=123, seconds=4.5, **stated)
+    return Profile(table, metadata)

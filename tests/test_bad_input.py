@@ -169,7 +169,7 @@ def test_columns_that_are_not_as_verl_has_them_are_named(folder, profiled, tmp_p
 def test_profiling_finds_out_before_it_samples_that_it_cannot_write(folder, tmp_path, monkeypatch):
     from sgpo_verl.binding import profile_command
 
-    monkeypatch.setattr(profile_command, "_ray", lambda config: pytest.fail("started Ray"))
+    monkeypatch.setattr(profile_command, "ray_running", lambda config: pytest.fail("started Ray"))
     (tmp_path / "file").touch()
     for output in (tmp_path / "file" / "p.parquet", "/proc/p.parquet"):
         with pytest.raises(SgpoError, match="cannot write the profile"):

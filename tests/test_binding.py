@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.flops_counter import FlopsCounter
 
-from sgpo_verl.binding.dataloader import PROMPT_KEY, ROLLOUT_N, CurriculumDataLoader, identify_dataset
+from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N, CurriculumDataLoader, identify_dataset
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.cost import shape_from_config
@@ -33,7 +33,7 @@ def sampled(scores, infos, prompts):
                 [torch.tensor([0.0] * i + [s]) for i, s in enumerate(scores)], layout=torch.jagged
             ),
             "extra_fields": NonTensorStack(*[NonTensorData({"reward_extra_info": info}) for info in infos]),
-            "sgpo_prompt_key": NonTensorStack(*[NonTensorData(p) for p in prompts]),
+            "sgpo_prompt": NonTensorStack(*[NonTensorData(p) for p in prompts]),
         },
         batch_size=len(scores),
     )
@@ -41,20 +41,20 @@ def sampled(scores, infos, prompts):
 
 def test_outcomes_count_successes_per_group():
     keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0"]
-    data = sampled([1.0, 0.0, 0.0, 0.0], [{}] * 4, ["p", "q", "p", "q"])
-    assert outcomes_of(keys, data, Settings()) == [Outcome("p", 2, 1, 0.5), Outcome("q", 2, 0, 0.0)]
+    data = sampled([1.0, 0.0, 0.0, 0.0], [{}] * 4, [5, 6, 5, 6])
+    assert outcomes_of(keys, data, Settings()) == [Outcome(5, 2, 1, 0.5), Outcome(6, 2, 0, 0.0)]
 
 
 def test_outcomes_take_acc_before_the_score_and_the_last_output_of_a_session():
     keys = ["a_0_0", "a_0_1", "a_1_0"]
-    data = sampled([9.0, -1.0, -1.0], [{"acc": 1.0}, {"acc": True}, {"acc": 0.0}], ["p"] * 3)
-    assert outcomes_of(keys, data, Settings()) == [Outcome("p", 2, 1, -1.0)]
+    data = sampled([9.0, -1.0, -1.0], [{"acc": 1.0}, {"acc": True}, {"acc": 0.0}], [5] * 3)
+    assert outcomes_of(keys, data, Settings()) == [Outcome(5, 2, 1, -1.0)]
 
 
 def test_a_nan_reward_in_training_names_its_prompt():
-    data = sampled([float("nan"), 0.0], [{}] * 2, ["gsm8k:17"] * 2)
+    data = sampled([float("nan"), 0.0], [{}] * 2, [1] * 2)
     with pytest.raises(SgpoError, match="NaN for a rollout of prompt gsm8k:17"):
-        outcomes_of(["a_0_0", "a_1_0"], data, Settings())
+        outcomes_of(["a_0_0", "a_1_0"], data, Settings(), ["gsm8k:16", "gsm8k:17"].__getitem__)
 
 
 def test_tokens_count_each_prompt_once_per_group_and_padding_rows_as_trained():
@@ -108,11 +108,13 @@ def loader(folder):
 
 
 def test_a_batch_carries_rows_sizes_and_identities_that_belong_together(loader):
-    batch = loader().next_batch(64)
+    dataloader = loader()
+    batch = dataloader.next_batch(64)
     assert list(batch[ROLLOUT_N]) == [2] * 32
     assert len(set(batch["uid"])) == 32
-    for key, index in zip(batch[PROMPT_KEY], batch["index"], strict=True):
-        assert key == f"sums:{index}"
+    keys_P = dataloader.prompts.keys_P
+    for position, index in zip(batch[PROMPT], batch["index"], strict=True):
+        assert keys_P[position] == f"sums:{index}"
 
 
 def test_state_restores_into_a_new_loader_and_the_next_draws_are_equal(loader):
@@ -125,7 +127,7 @@ def test_state_restores_into_a_new_loader_and_the_next_draws_are_equal(loader):
     assert second.ledger == first.ledger
     for _ in range(10):
         a, b = first.next_batch(64), second.next_batch(64)
-        assert np.array_equal(a[PROMPT_KEY], b[PROMPT_KEY]) and np.array_equal(a[ROLLOUT_N], b[ROLLOUT_N])
+        assert np.array_equal(a[PROMPT], b[PROMPT]) and np.array_equal(a[ROLLOUT_N], b[ROLLOUT_N])
 
 
 def test_a_stock_checkpoint_and_one_of_another_plan_are_refused(loader):

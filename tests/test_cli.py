@@ -1,14 +1,17 @@
 """The command line: help for every command, and bad input in one line with exit code 2."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import typer
 from profiles import make_profile
 
 from sgpo_verl import cli
 from sgpo_verl.profile import save_profile
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = typer.main.get_command(cli.app).commands
 
 
 @pytest.fixture
@@ -33,8 +36,16 @@ def test_every_command_explains_itself(sgpo, command):
     code, out, _ = sgpo(command, "--help")
     assert code == 0
     assert "Usage:" in out
-    callback = next(c.callback for c in cli.app.registered_commands if c.callback.__name__ == command)
-    assert " ".join(callback.__doc__.split())[:30] in " ".join(out.split())
+    known = COMMANDS[command]
+    about = known.commands["run"].help if command == "profile" else known.help
+    assert " ".join(about.split())[:30] in " ".join(out.split())
+
+
+def test_what_can_be_done_with_profiles_explains_itself(sgpo):
+    for word in ("merge", "show"):
+        code, out, _ = sgpo("profile", word, "--help")
+        assert (code, f"sgpo profile {word}" in out) == (0, True)
+    assert "sgpo profile merge --help" in sgpo("profile", "--help")[1]
 
 
 def test_help_lists_every_command(sgpo):
@@ -97,3 +108,44 @@ def test_bad_input_is_one_line_with_exit_code_2_and_nothing_is_written(sgpo, the
     assert len(err.splitlines()) == 1
     assert words in err
     assert sorted(tmp_path.iterdir()) == there
+
+
+def test_profiles_are_merged_and_shown(sgpo, tmp_path):
+    parts = []
+    for seed, successes in enumerate([[3, 0], [1, 8]]):
+        profile = make_profile(successes)
+        metadata = replace(profile.metadata, passes=[{"id": str(seed), "seed": seed}])
+        parts.append(save_profile(replace(profile, metadata=metadata), tmp_path / f"{seed}.parquet"))
+    code, out, _ = sgpo("profile", "merge", *parts, "-o", tmp_path / "sum.parquet")
+    assert (code, "2 prompts, 32 samples" in out) == (0, True)
+    code, out, _ = sgpo("profile", "show", tmp_path / "sum.parquet")
+    assert code == 0
+    assert "2 prompts, 32 samples, mean pass rate 0.375" in out
+    assert "fingerprint" in out and "0.2-0.3" in out
+
+
+def test_failures_are_shown_with_their_reasons(sgpo, tmp_path):
+    profile = make_profile([3, 0])
+    table = profile.table.assign(trials=[8, 0], failure=[None, "[red]too long"])
+    save_profile(replace(profile, table=table), tmp_path / "p.parquet")
+    _, out, _ = sgpo("profile", "show", tmp_path / "p.parquet")
+    assert "1 prompts failed" in out and "1x [red]too long" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["merge", "p.parquet", "p.parquet", "-o", "sum.parquet"], "p.parquet and p.parquet: both "),
+        (["merge", "p.parquet", "none.parquet", "-o", "sum.parquet"], "none.parquet: no such profile"),
+        (["show", "broken.parquet"], "broken.parquet: not a readable parquet file"),
+        (["merge", "p.parquet", "-o", "run"], "run: cannot write the profile"),
+    ],
+)
+def test_bad_profiles_are_one_line(sgpo, there, arguments, message):
+    profile = make_profile([1])
+    save_profile(
+        replace(profile, metadata=replace(profile.metadata, passes=[{"id": "a", "seed": 0}])), Path("p.parquet")
+    )
+    code, _, err = sgpo("profile", *arguments)
+    assert code == 2
+    assert message in err and len(err.splitlines()) == 1

@@ -164,9 +164,8 @@ def test_split_is_exact_and_even_and_never_smaller_than_asked(size, more):
 
 def paper(seed: int = 0, budgets=(24, 48), **curriculum) -> Paper:
     """Phase 0: prompts 1, 2 and 5 unsolved ones in groups of 2; phase 1: prompt 0 and 5 unsolved ones in groups of 8."""
-    keys_P = np.array([f"toy:{i}" for i in range(14)], dtype=object)
     settings = CurriculumSettings(**curriculum)
-    return Paper(keys_P, make_phases(10, seed, 0.5), budgets, settings, seed, {"profile": "f1"})
+    return Paper(make_phases(10, seed, 0.5), budgets, settings, seed, {"profile": "f1"})
 
 
 def outcomes(groups, reward: float = 0.5) -> list[Outcome]:
@@ -200,7 +199,7 @@ def test_every_prompt_of_a_phase_is_drawn_once_before_any_is_drawn_again(seed, f
         groups = method.next_groups(rollouts)
         drawn[method.phase] += [key for key, _ in groups]
     for number, phase in enumerate(method.phases):
-        everyone = sorted(method.keys_P[phase.prompts_M])
+        everyone = sorted(phase.prompts_M.tolist())
         length = len(everyone)
         passes = [drawn[number][i : i + length] for i in range(0, len(drawn[number]), length)]
         assert all(sorted(p) == everyone for p in passes[:-1])
@@ -260,7 +259,7 @@ def test_rewards_of_the_phase_before_do_not_end_the_next_one():
 
 def test_groups_weigh_by_their_size_in_the_mean_reward_of_a_step():
     method = paper()
-    method.observe([Outcome("a", 2, 1, 0.0), Outcome("b", 6, 6, 1.0)])
+    method.observe([Outcome(0, 2, 1, 0.0), Outcome(1, 6, 6, 1.0)])
     assert method.rewards == [0.75]  # (2 x 0 + 6 x 1) / 8
 
 
@@ -276,11 +275,10 @@ def test_progress_is_the_share_of_all_rollouts_and_stops_at_one():
 def test_a_refill_stays_in_its_phase_and_is_not_paid_from_the_budget():
     # Phase one: 4 prompts in groups of 2, budget 8 = one step of 8 rollouts; then groups of 8.
     easy, hard = Phase(2, 4, 0, np.arange(4)), Phase(8, 2, 0, np.arange(4, 6))
-    keys = np.array([f"p:{i}" for i in range(6)], dtype=object)
-    method = Paper(keys, [easy, hard], [8, 16], CurriculumSettings(), 0, {})
+    method = Paper([easy, hard], [8, 16], CurriculumSettings(), 0, {})
     method.next_groups(8)
     assert (method.group_size(refill=True), method.group_size()) == (2, 8)
-    ((key, size),) = method.next_groups(2, refill=True)
-    assert size == 2 and key in {"p:0", "p:1", "p:2", "p:3"}
+    ((prompt, size),) = method.next_groups(2, refill=True)
+    assert size == 2 and prompt in {0, 1, 2, 3}
     assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 8 / 24}
     assert [n for _, n in method.next_groups(8)] == [8]

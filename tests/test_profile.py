@@ -108,9 +108,13 @@ def test_align_names_the_prompts_without_counts():
         ({"model": {"path": "toy/model", "fingerprint": "f2"}}, "model.fingerprint: profile 'f1', run 'f2'"),
         ({"data": {"train.parquet": "d2"}}, "data.train.parquet: profile 'd1', run 'd2'"),
         ({"data": {"more.parquet": "d1", "train.parquet": "d1"}}, "data.more.parquet: profile None, run 'd1'"),
-        ({"sampling": {"temperature": 0.7}}, "sampling.temperature: profile None, run 0.7"),
-        ({"reward": {"name": "f"}}, "reward.name: profile None, run 'f'"),
-        ({"chat_template": "c"}, "chat_template: profile '', run 'c'"),
+        ({"sampling": {"temperature": 0.7}}, "sampling.temperature: profile 1.0, run 0.7"),
+        ({"sampling": {"temperature": 1.0, "ignore_eos": True}}, "sampling.ignore_eos: profile None, run True"),
+        ({"reward": {"name": "f"}}, "reward.name: profile 'r', run 'f'"),
+        ({"chat_template": "t2"}, "chat_template: profile 't1', run 't2'"),
+        ({"tokenizer": "k2"}, "tokenizer: profile 'k1', run 'k2'"),
+        ({"chat_template": "", "tokenizer": "", "sampling": {}}, None),  # not stated
+        ({"model": {"path": "toy/model", "fingerprint": "f1", "revision": "abc"}}, None),
         ({"success_threshold": 0.9}, "success_threshold: profile 0.5, run 0.9"),
     ],
 )
@@ -123,7 +127,7 @@ BAD_ROWS = {
     "prompt_key is missing": {"prompt_key": ["a", None]},
     "prompt_key is there twice": {"prompt_key": ["b", "b"]},
     "index is missing": {"index": [0, None]},
-    "trials is missing or below 1": {"trials": [8, 0]},
+    "trials is missing or negative": {"trials": [8, -1]},
     "successes is missing or not between 0 and trials": {"successes": [0, 9]},
     "reward_mean is missing or not finite": {"reward_mean": [0.5, float("inf")]},
     "prompt_tokens is missing or negative": {"prompt_tokens": [5, -1]},
@@ -173,7 +177,6 @@ def test_wider_types_and_more_columns_are_read(tmp_path, wide):
 @pytest.mark.parametrize(
     "metadata",
     [
-        None,
         b"",
         b"{",
         b"\xff\xfe{",
@@ -186,6 +189,8 @@ def test_wider_types_and_more_columns_are_read(tmp_path, wide):
         {"format_version": 1, "model": {"path": 3}},
         {"format_version": 1, "data": None},
         {"format_version": 1, "seconds": "long"},
+        {"format_version": 1, "passes": ["first"]},
+        {"format_version": 1, "passes": [{"id": "a"}]},
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -241,3 +246,99 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, where):
     (tmp_path / "folder").mkdir()
     with pytest.raises(SgpoError, match=where):
         save_profile(make_profile([1]), tmp_path / where)
+
+
+def test_revisions_of_a_hubs_model_count_where_both_are_known():
+    made = make_profile([1]).metadata
+    a, b = (replace(made, model={"path": "m", "fingerprint": "hub:m", "revision": r}) for r in ("abc", "def"))
+    assert differences(a, b) == ["model.revision: profile 'abc', run 'def'"]
+
+
+def test_a_prompt_that_failed_has_no_trials_and_a_reason(tmp_path):
+    profile = make_profile([3, 0, 5])
+    table = profile.table.assign(trials=[8, 0, 8], reward_mean=[0.375, 0.0, 0.625], failure=[None, "too long", None])
+    loaded = load_profile(save_profile(Profile(table, profile.metadata), tmp_path / "p.parquet"))
+    assert loaded.table["failure"].fillna("").tolist() == ["", "too long", ""]
+    assert (loaded.samples, loaded.tokens().groups) == (16, 2)
+    assert pq.read_schema(tmp_path / "p.parquet").names == [*SCHEMA.names, "failure"]
+
+
+def test_a_profile_in_which_everything_failed_is_refused(tmp_path):
+    profile = make_profile([0])
+    save_profile(Profile(profile.table.assign(trials=0), profile.metadata), tmp_path / "p.parquet")
+    with pytest.raises(SgpoError, match=r"p\.parquet: no prompt has any trials"):
+        load_profile(tmp_path / "p.parquet")
+
+
+def test_a_profile_from_disk_takes_little_memory_per_prompt(tmp_path):
+    loaded = load_profile(save_profile(make_profile([3] * 5000), tmp_path / "p.parquet"))
+    assert loaded.table.memory_usage(index=False, deep=True).sum() / 5000 < 60
+
+
+PLAIN = [{"index": 4, "trials": 8, "successes": 3}, {"index": 2, "trials": 16, "successes": 0}]
+
+
+def plain_file(path, rows):
+    """A table as another tool would write it, by the file's ending."""
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.jsonl", "p.json"])
+def test_a_plain_table_by_index_is_matched_when_the_data_is_known(tmp_path, name):
+    loaded = load_profile(plain_file(tmp_path / name, PLAIN))
+    assert loaded.by_index and loaded.samples == 24
+    assert loaded.metadata.unstated() == list(ProfileMetadata.IDENTITY)
+    keys, index = pd.array(["s:2", "s:4"], dtype="str"), np.array([2, 4])
+    aligned = loaded.align(keys, "p", index)
+    assert aligned.table["prompt_key"].tolist() == ["s:2", "s:4"]
+    assert aligned.table["successes"].tolist() == [0, 3]
+    assert aligned.table["reward_mean"].tolist() == [0.0, 0.375]
+    assert not aligned.by_index
+
+
+def test_an_index_that_is_not_unique_in_the_data_is_refused(tmp_path):
+    loaded = load_profile(plain_file(tmp_path / "p.jsonl", PLAIN))
+    with pytest.raises(SgpoError, match="not one number per prompt: add a column data_source, or prompt_key"):
+        loaded.align(pd.array(["a:2", "b:2"], dtype="str"), "p", np.array([2, 2]))
+
+
+def test_a_plain_table_with_sources_or_keys_has_their_keys(tmp_path):
+    rows = [{**row, "data_source": "gsm8k"} for row in PLAIN]
+    loaded = load_profile(plain_file(tmp_path / "p.parquet", rows))
+    assert not loaded.by_index and loaded.table["prompt_key"].tolist() == ["gsm8k:4", "gsm8k:2"]
+    rows = [{"prompt_key": "a#1", "trials": 8, "successes": 8, "response_tokens_mean": 7.5, "note": "mine"}]
+    loaded = load_profile(plain_file(tmp_path / "q.jsonl", rows))
+    assert loaded.table["prompt_key"].tolist() == ["a#1"]
+    assert loaded.table["response_tokens_mean"].tolist() == [7.5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"index": 1, "trials": 8}], r"lacks the column\(s\) successes; there are index, trials"),
+        ([{"trials": 8, "successes": 1}], r"lacks the column\(s\) prompt_key or index"),
+        ([{"index": 1, "trials": 8, "successes": 9}], r"row 0 \(:1\): successes is missing or not between"),
+        ([{"index": 1, "trials": 8, "successes": 1}] * 2, r"row 1 \(:1\): prompt_key is there twice"),
+        ([{"index": "one", "trials": 8, "successes": 1}], "a column has the wrong type"),
+        ([{"index": 1, "trials": 8.5, "successes": 1}], "a column has the wrong type"),
+        ([{"index": 1, "trials": "x", "successes": 1}], "a column has the wrong type"),
+        ([{"index": None, "trials": 8, "successes": 1}], "row 0 .*missing"),
+        ([{"index": 1, "trials": None, "successes": 1}], "row 0 .*trials is missing"),
+        ([{"index": 1, "trials": 0, "successes": 0}], "no prompt has any trials"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.parquet", "p.jsonl"])
+def test_a_bad_plain_table_is_named(tmp_path, name, rows, message):
+    with pytest.raises(SgpoError, match=rf"p\.\w+: {message}"):
+        load_profile(plain_file(tmp_path / name, rows))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "not json", '{"index": 1}\n[2]', "\x00"])
+def test_what_is_no_table_of_json_lines_is_named(tmp_path, text):
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(SgpoError, match=r"p\.jsonl: (not readable as JSON lines|lacks the column)"):
+        load_profile(tmp_path / "p.jsonl")

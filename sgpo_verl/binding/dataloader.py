@@ -8,7 +8,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import Dataset
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
@@ -16,9 +19,9 @@ from sgpo_verl import __version__
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Method
 from sgpo_verl.metrics import Ledger
-from sgpo_verl.prompts import Prompts, identify
+from sgpo_verl.prompts import Prompts, identify, identify_indexed
 
-PROMPT_KEY = "sgpo_prompt_key"  # batch field that carries a prompt's identity to its outcome
+PROMPT = "sgpo_prompt"  # batch field that carries a prompt's position in the plan to its outcome
 ROLLOUT_N = "__rollout_n__"  # batch field in which verl's agent loop reads the number of rollouts of a prompt
 
 
@@ -34,6 +37,8 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
                 f"data.train_files: no column {' and no column '.join(missing)}; there are {', '.join(names)} "
                 "(data.prompt_key names the column of the prompt)"
             )
+        if (prompts := _identify_columns(frame, dataset.prompt_key)) is not None:
+            return prompts
         extra = frame["extra_info"] if "extra_info" in names else [None] * len(frame)
         truth = frame["reward_model"] if "reward_model" in names else [None] * len(frame)
         rows = zip(frame["data_source"], extra, frame[dataset.prompt_key], truth, strict=True)
@@ -47,6 +52,25 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
         indices.append((extra_info or {}).get("index"))
         contents.append([messages, (reward_model or {}).get("ground_truth")])
     return identify(sources, indices, contents, duplicates)
+
+
+def _identify_columns(frame: datasets.Dataset, prompt_key: str) -> Prompts | None:
+    """Identities from whole columns, if these are as they should be and every row has an integer index of its own."""
+    schema = frame.features.arrow_schema
+    extra = schema.field("extra_info").type if "extra_info" in schema.names else pa.null()
+    well_typed = pa.types.is_string(schema.field("data_source").type) and pa.types.is_list(
+        schema.field(prompt_key).type
+    )
+    if not well_typed or not pa.types.is_struct(extra) or extra.get_field_index("index") < 0:
+        return None
+    table = frame.select_columns(["data_source", "extra_info"]).with_format("arrow")[:]
+    sources, index = (
+        table["data_source"].combine_chunks(),
+        pc.struct_field(table["extra_info"], "index").combine_chunks(),
+    )
+    if not pa.types.is_integer(index.type) or index.null_count or sources.null_count or not table.num_rows:
+        return None
+    return identify_indexed(sources, index.to_numpy().astype(np.int64))
 
 
 def _check_row(row: int, source: Any, extra_info: Any, messages: Any, reward_model: Any) -> None:
@@ -70,15 +94,14 @@ class CurriculumDataLoader:
     """
 
     def __init__(self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger):
-        self.dataset, self.method, self.ledger = dataset, method, ledger
-        self._row_of = dict(zip(prompts.keys_P, prompts.rows_P.tolist(), strict=True))
+        self.dataset, self.prompts, self.method, self.ledger = dataset, prompts, method, ledger
 
     def next_batch(self, rollouts: int, refill: bool = False) -> dict[str, Any]:
         """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""
         groups = self.method.next_groups(rollouts, refill)
-        batch = collate_fn([self.dataset[self._row_of[key]] for key, _ in groups])
+        batch = collate_fn([self.dataset[int(self.prompts.rows_P[position])] for position, _ in groups])
         batch["uid"] = np.array([str(uuid.uuid4()) for _ in groups], dtype=object)
-        batch[PROMPT_KEY] = np.array([key for key, _ in groups], dtype=object)
+        batch[PROMPT] = np.array([position for position, _ in groups], dtype=object)
         batch[ROLLOUT_N] = np.array([n for _, n in groups], dtype=object)
         return batch
 

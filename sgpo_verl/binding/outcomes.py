@@ -1,12 +1,12 @@
 """verl's sampled rows -> the core's outcomes and token counts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
-from sgpo_verl.binding.dataloader import PROMPT_KEY
+from sgpo_verl.binding.dataloader import PROMPT
 from sgpo_verl.binding.estimator import last_output_rows
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import StepTokens
@@ -16,21 +16,26 @@ from sgpo_verl.plan import RunNumbers
 from sgpo_verl.rewards import succeeded
 
 
-def outcomes_of(keys: Sequence[str], data: TensorDict, settings: Settings) -> list[Outcome]:
+def outcomes_of(
+    keys: Sequence[str], data: TensorDict, settings: Settings, name_of: Callable[[int], str] = str
+) -> list[Outcome]:
     """One outcome per group of a sampled batch.
 
-    keys: "{uid}_{session}_{output}" per row. data: rm_scores (nested, (N, T)), extra_fields and the prompt key per row.
+    keys: "{uid}_{session}_{output}" per row. data: rm_scores (nested, (N, T)), extra_fields and the prompt's position per row.
+    name_of: position -> the prompt's key, for people.
     Raises SgpoError naming the prompt whose reward is NaN.
     """
     scores_N = data["rm_scores"].sum(dim=1).tolist()
-    extra_N, prompt_N = list(data["extra_fields"]), list(data[PROMPT_KEY])
+    extra_N, prompt_N = list(data["extra_fields"]), list(data[PROMPT])
     groups: dict[str, list[int]] = {}
     for row in sorted(set(last_output_rows(keys).tolist())):
         groups.setdefault(keys[row].split("_")[0], []).append(row)
     outcomes = []
     for rows in groups.values():
         if any(math.isnan(scores_N[row]) for row in rows):
-            raise SgpoError(f"reward function: NaN for a rollout of prompt {prompt_N[rows[0]]}; return a number")
+            raise SgpoError(
+                f"reward function: NaN for a rollout of prompt {name_of(prompt_N[rows[0]])}; return a number"
+            )
         infos = [extra_N[row].get("reward_extra_info", {}) for row in rows]
         wins = sum(succeeded(scores_N[r], info, settings) for r, info in zip(rows, infos, strict=True))
         mean = sum(scores_N[row] for row in rows) / len(rows)

@@ -62,11 +62,11 @@ def check_run(config: dict[str, Any]) -> None:
     settings = settings_of(config)
     check_train_files(config)
     check_reward_function(config)
-    wanted = describe(config, settings.success_threshold, settings.seed, chat_template="")
+    wanted = describe(config, settings.success_threshold, settings.seed)
     if settings.profile.path is None:
         return
     profile = load_profile(settings.profile.path)
-    lines = [d for d in differences(profile.metadata, wanted) if not d.startswith("chat_template")]
+    lines = differences(profile.metadata, wanted)
     if lines and not settings.profile.allow_mismatch:
         raise SgpoError(mismatch(Path(settings.profile.path), lines))
     make_plan(profile, settings, numbers)

@@ -1,230 +1,222 @@
 """The profiling worker: N samples of every prompt under the initial policy, scored as training scores them.
 
-dataset -> prompt ids (verl's own chat templating) -> servers: one request per prompt, N samples -> reward workers -> counts
+rounds of requests -> sampler (completions or agent loops) -> counts on disk, one request at a time -> the profile
 """
 
 import asyncio
-import copy
-import time
-from collections.abc import Callable, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pandas as pd
-import ray
-import torch
-from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDict
+from omegaconf import DictConfig
 from torch.utils.data import Dataset
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
-from verl import DataProto
-from verl.utils.fs import copy_to_local
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-from verl.workers.rollout.utils import get_max_position_embeddings
+from transformers import PreTrainedTokenizerBase
 
-from sgpo_verl.binding.servers import check_profilable, model_name, reward_workers, standalone_servers
+from sgpo_verl.adaptive import next_samples
+from sgpo_verl.binding.fleet import PromptFailed
+from sgpo_verl.binding.samplers import Sampler, choose, request_seed
+from sgpo_verl.binding.servers import check_profilable
+from sgpo_verl.binding.sources import SamplerStart, load_hf_config, sampler_for
 from sgpo_verl.config import Settings
+from sgpo_verl.cost import generate_flops, shape_from_config
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.profile import SCHEMA, Profile, ProfileMetadata
+from sgpo_verl.merge import add_up
+from sgpo_verl.profile import Profile, ProfileMetadata, save_profile
 from sgpo_verl.prompts import Prompts
-from sgpo_verl.rewards import check_score, succeeded
+from sgpo_verl.rewards import BadReward, check_score, succeeded
+from sgpo_verl.shards import PassFiles, Sampled, parts_folder
+from sgpo_verl.tally import Tally
 
-TRIES = 4  # per request, with growing pauses: a busy or restarting server answers later
-Progress = Callable[[int, int], None]  # (prompts done, successes so far)
+HOPELESS = 64  # prompts that all failed, and none that did not: it is not the prompts
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The training run's sampling parameters, and how long answers may get."""
+class Target:
+    """What is profiled: verl's configuration, the data set, its prompts' identities, the tokenizer, our settings, and what
+    a profile of it says of itself."""
 
-    temperature: float
-    top_p: float
-    top_k: int
-    prompt_length: int
-    response_length: int
-    max_model_len: int
-    n: int
-    seed: int
-    ignore_eos: bool
-
-    @classmethod
-    def of(cls, config: DictConfig, model_limit: int, settings: Settings) -> "Sampling":
-        r = config.actor_rollout_ref.rollout
-        limit = min(r.max_model_len or model_limit, model_limit)
-        n, seed = settings.profile.n, settings.seed
-        ignore_eos = bool(r.get("ignore_eos", False))
-        return cls(r.temperature, r.top_p, r.top_k, r.prompt_length, r.response_length, limit, n, seed, ignore_eos)
-
-    def request(self, model: str, prompt_ids: list[int], row: int) -> dict[str, Any]:
-        """Body of one completions request. max_tokens is computed as verl's server does for training."""
-        budget = min(self.response_length, self.prompt_length + self.response_length - len(prompt_ids))
-        return {
-            "model": model,
-            "prompt": prompt_ids,
-            "n": self.n,
-            "max_tokens": max(1, min(budget, self.max_model_len - len(prompt_ids))),
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            # vLLM samples with seed, seed + 1, ..., one for each of the n: so prompts do not share any.
-            "seed": (self.seed * 1_000_003 + row) * self.n,
-            # As verl's agent loop has them; the endpoint would take them from the model's generation_config.json.
-            "repetition_penalty": 1.0,
-            "min_p": 0.0,
-            "ignore_eos": self.ignore_eos,
-            "return_token_ids": True,
-        }
+    config: DictConfig
+    dataset: Dataset
+    prompts: Prompts
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    metadata: ProfileMetadata
 
 
-def load_hf_config(config: DictConfig) -> PretrainedConfig:
-    """Of actor_rollout_ref.model.path, wherever verl finds it."""
-    model = config.actor_rollout_ref.model
-    return AutoConfig.from_pretrained(
-        copy_to_local(model.path), trust_remote_code=model.get("trust_remote_code", False)
-    )
-
-
-def profile_dataset(
-    config: DictConfig,
-    dataset: Dataset,
-    prompts: Prompts,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    metadata: ProfileMetadata,
-    progress: Progress,
+def make_profile(
+    target: Target, output: Path, goal: int | np.ndarray, base: Profile | None, show: Callable[[Tally], None]
 ) -> Profile:
-    """Sample and score every prompt; returns the profile with ``metadata`` completed by tokens and seconds.
+    """Sample until every prompt has ``goal`` trials (with ``profile.adaptive``: that many on average), write the profile.
 
-    Raises SgpoError if the configuration cannot be profiled, a server keeps failing, or the reward function raises or
-    returns something that is no 0/1 reward; nothing is written then.
+    output: its file; samples already in its ``.parts`` folder are taken up. goal: of all prompts, or int (P,). base: a
+    profile to add to, of the same prompts in their order. show: called after every request.
+
+    Raises SgpoError if the configuration cannot be profiled, no server is left, or too many prompts fail. What was
+    sampled by then is kept.
     """
-    check_profilable(config)
-    start = time.perf_counter()
-    hf_config = load_hf_config(config)
-    sampling = Sampling.of(config, get_max_position_embeddings(hf_config), settings)
-    builder = create_continuous_token_builder(
-        tokenizer,
-        hf_model_type=hf_config.model_type,
-        chat_template_kwargs=OmegaConf.to_container(
-            config.data.get("apply_chat_template_kwargs") or OmegaConf.create()
-        ),
-    )
-    with reward_workers(config) as workers, standalone_servers(config) as addresses:
-        job = ProfilingPass(dataset, prompts, builder, sampling, settings, addresses, workers, progress)
-        rows = asyncio.run(job.run())
-    table = pd.DataFrame(rows, columns=SCHEMA.names)
-    seconds = round(time.perf_counter() - start, 1)
-    tokens = round(Profile(table, metadata).tokens().generated)
-    return Profile(table, replace(metadata, total_tokens=tokens, seconds=seconds))
+    check_profilable(target.config)
+    with PassFiles(parts_folder(output), _header(target, base), len(target.prompts)) as files:
+        kind = choose(target.config, target.dataset, target.settings)
+        job = ProfilingPass(target, files, goal, base, show)
+        if job.tally.samples:
+            print(f"sgpo: {job.tally.samples} samples are there already; going on from them", flush=True)
+        if job.jobs():
+            with sampler_for(kind, target.config, target.tokenizer, target.settings) as start:
+                asyncio.run(job.run(start))
+        profile = job.profile(kind)
+        save_profile(profile, output)
+        files.remove()
+    return profile
+
+
+def _header(target: Target, base: Profile | None) -> dict[str, Any]:
+    """What must be the same for samples to be added up."""
+    hash_P = pd.util.hash_pandas_object(pd.Series(target.prompts.keys_P), index=False).to_numpy()
+    return {
+        **{name: getattr(target.metadata, name) for name in ProfileMetadata.IDENTITY},
+        "prompts": f"{len(hash_P)}, {hashlib.sha256(hash_P.tobytes()).hexdigest()[:16]}",
+        "sgpo.seed": target.settings.seed,
+        "added to": [p["id"] for p in base.metadata.passes] if base else None,
+    }
 
 
 class ProfilingPass:
-    """One pass over the prompts, dealt to the servers in turn, at most ``max_in_flight`` under way for each of them."""
+    """One pass over the prompts: rounds of requests, each result on disk before it counts."""
 
-    def __init__(self, dataset, prompts, builder, sampling, settings, addresses, workers, progress):
-        self.dataset, self.prompts, self.builder = dataset, prompts, builder
-        self.sampling, self.settings = sampling, settings
-        self.addresses, self.workers, self.progress = addresses, workers, progress
-        self.done = self.successes = 0
+    def __init__(
+        self,
+        target: Target,
+        files: PassFiles,
+        goal: int | np.ndarray,
+        base: Profile | None,
+        show: Callable[[Tally], None],
+    ):
+        self.target, self.files, self.goal, self.base, self.show = target, files, goal, base, show
+        counts, prompts = files.counts, len(target.prompts)
+        self.trials_P, self.successes_P = counts.trials_P.copy(), counts.successes_P.copy()
+        if base is not None:
+            self.trials_P += base.table["trials"].to_numpy()
+            self.successes_P += base.table["successes"].to_numpy()
+        self.tally = Tally(prompts, int(np.broadcast_to(goal, prompts).sum()), target.settings.filter)
+        self.tally.found(self.trials_P, self.successes_P)
+        self.failed: dict[int, str] = {}  # in this call
 
-    async def run(self) -> list[tuple]:
-        """Rows of the profile table, in the order of the prompts."""
-        results: list[tuple | None] = [None] * len(self.prompts)
-        queue = iter(range(len(self.prompts)))
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            self.model = await model_name(session, self.addresses[0])
+    def jobs(self) -> list[tuple[int, int]]:
+        """(position, samples) of the next round; empty when there is nothing left to sample."""
+        more_P = np.maximum(np.broadcast_to(self.goal, self.trials_P.shape) - self.trials_P, 0)
+        more_P[list(self.failed)] = 0
+        if (settings := self.target.settings).profile.adaptive:
+            open_P = np.ones(len(more_P), bool)
+            open_P[list(self.failed)] = False
+            trials_P, budget = self.trials_P[open_P], self.tally.budget - int(self.trials_P[~open_P].sum())
+            rules = settings.filter, settings.group_size, settings.seed
+            more_P[open_P] = next_samples(trials_P, self.successes_P[open_P], budget, *rules)
+        positions = np.flatnonzero(more_P)
+        return list(zip(positions.tolist(), more_P[positions].tolist(), strict=True))
 
-            async def worker():
-                for position in queue:
-                    results[position] = await self._one(session, position)
+    async def run(self, start: SamplerStart) -> None:
+        """All rounds, one after another."""
+        async with start() as sampler:
+            self.tally.start()
+            while jobs := self.jobs():
+                await self._round(sampler, iter(jobs))
 
-            width = self.settings.profile.max_in_flight * len(self.addresses)
-            tasks = [asyncio.create_task(worker()) for _ in range(width)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-        return results
+    async def _round(self, sampler: Sampler, jobs: Iterator[tuple[int, int]]) -> None:
+        async def work():
+            for position, n in jobs:
+                self._count(await self._one(sampler, position, n))
 
-    async def _one(self, session: aiohttp.ClientSession, position: int) -> tuple:
-        """Sample and score one prompt: its row of the profile table."""
-        prompts, key = self.prompts, self.prompts.keys_P[position]
-        item = self.dataset[int(prompts.rows_P[position])]
-        _check_single_turn_text(item, key)
-        prompt_ids = self.builder.build_initial_tokens(list(item["raw_prompt"]))[-self.sampling.prompt_length :]
-        address = self.addresses[position % len(self.addresses)]
-        body = self.sampling.request(self.model, list(map(int, prompt_ids)), position)
-        responses = await self._sample(session, address, body, key)
-        results = await self._score(item, prompt_ids, responses, position, key)
-        scores = [check_score(r["reward_score"], r["reward_extra_info"], self.settings, key) for r in results]
-        wins = [succeeded(s, r["reward_extra_info"], self.settings) for s, r in zip(scores, results, strict=True)]
-        self.done, self.successes = self.done + 1, self.successes + sum(wins)
-        self.progress(self.done, self.successes)
-        lengths = [len(r) for r in responses]
-        where = (key, prompts.sources_P[position], int(prompts.index_P[position]))
-        return (*where, len(scores), sum(wins), np.mean(scores), len(prompt_ids), np.mean(lengths))
-
-    async def _sample(self, session, address: str, body: dict[str, Any], key: str) -> list[list[int]]:
-        """Token ids of the N samples of one prompt."""
-        reason = ""
-        for attempt in range(TRIES):
-            try:
-                async with session.post(f"http://{address}/v1/completions", json=body) as answer:
-                    if answer.status == 200:
-                        return [choice["token_ids"] for choice in (await answer.json())["choices"]]
-                    reason = f"HTTP {answer.status}: {(await answer.text())[:200]}"
-                    if answer.status < 500 and answer.status != 429:
-                        break
-            except aiohttp.ClientError as error:
-                reason = f"{type(error).__name__}: {error}"
-            await asyncio.sleep(2**attempt)
-        raise SgpoError(f"rollout server {address}: could not sample prompt {key} ({reason})")
-
-    async def _score(
-        self, item: dict, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]], position: int, key: str
-    ) -> list[dict]:
-        """verl's reward results of the N samples of one prompt."""
-        data = _reward_input(item, prompt_ids, responses)
-        worker = self.workers[position % len(self.workers)]
+        tasks = [asyncio.create_task(work()) for _ in range(sampler.width)]
         try:
-            return await worker.compute_score_batch.remote(data)
-        except ray.exceptions.RayTaskError as error:
-            raise SgpoError(f"reward function: raised {error.cause!r} for prompt {key}") from None
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
+    async def _one(self, sampler: Sampler, position: int, n: int) -> Sampled:
+        """Sample and score one prompt ``n`` times."""
+        settings, key = self.target.settings, str(self.target.prompts.keys_P[position])
+        item = self.target.dataset[int(self.target.prompts.rows_P[position])]
+        seed = request_seed(settings.seed, key, int(self.trials_P[position]))
+        try:
+            samples = await sampler.sample(item, n, seed)
+            scores = [check_score(r["reward_score"], _info(r), settings, key) for r in samples.results]
+        except (PromptFailed, BadReward) as failure:
+            return Sampled(position, 0, 0, 0.0, 0, 0, str(failure))
+        wins = sum(succeeded(s, _info(r), settings) for s, r in zip(scores, samples.results, strict=True))
+        return Sampled(position, n, wins, float(sum(scores)), samples.prompt_tokens, samples.response_tokens)
 
-def _check_single_turn_text(item: dict, key: str) -> None:
-    """Raises SgpoError for a prompt that training would not sample as one turn of text."""
-    agent = item.get("agent_name", "single_turn_agent")
-    parts = [m["content"] for m in item["raw_prompt"] if not isinstance(m["content"], str)]
-    if agent != "single_turn_agent" or any(part.get("type") != "text" for content in parts for part in content or []):
-        what = f"names the agent {agent!r}" if agent != "single_turn_agent" else "holds images, video or audio"
+    def _count(self, sampled: Sampled) -> None:
+        self.files.add(sampled)
+        p = sampled.position
+        self.trials_P[p] += sampled.trials
+        self.successes_P[p] += sampled.successes
+        self.tally.add(sampled, int(self.trials_P[p]), int(self.successes_P[p]))
+        if sampled.failure is not None:
+            self.failed[p] = sampled.failure
+            self._stop_if_too_many()
+        self.show(self.tally)
+
+    def _stop_if_too_many(self) -> None:
+        """Raises SgpoError with the commonest reasons if more prompts failed than may, or all of the first did."""
+        settings, failed, prompts = self.target.settings.profile, len(self.failed), len(self.target.prompts)
+        if failed <= settings.max_failed_frac * prompts and not failed == self.tally.requests >= HOPELESS:
+            return
+        first = self.target.prompts.keys_P[next(iter(self.failed))]
         raise SgpoError(
-            f"data.train_files: prompt {key} {what}; profiling samples single turns of text, so bring a profile made "
-            "elsewhere as sgpo.profile.path"
+            f"profiling stopped: {failed} of {self.tally.requests} prompts failed, of {prompts} at most "
+            f"sgpo.profile.max_failed_frac={settings.max_failed_frac:g} may (first: {first}): "
+            f"{commonest(self.failed.values())}. What was sampled is kept: mend it and run again to go on"
         )
 
+    def profile(self, sampler: str) -> Profile:
+        """The profile of all counts, with what it took to make it."""
+        prompts, counts = self.target.prompts, self.files.counts
+        trials_P = np.maximum(counts.trials_P, 1)
+        columns = {
+            "prompt_key": prompts.keys_P,
+            "data_source": prompts.sources_P,
+            "index": prompts.index_P,
+            "trials": counts.trials_P,
+            "successes": counts.successes_P,
+            "reward_mean": (counts.reward_sum_P / trials_P).astype(np.float32),
+            "prompt_tokens": counts.prompt_tokens_P,
+            "response_tokens_mean": (counts.response_tokens_P / trials_P).astype(np.float32),
+        }
+        table = pd.DataFrame(columns)
+        if counts.failures:
+            table["failure"] = [counts.failures.get(p) for p in range(len(prompts))]
+        made = Profile(table, self.target.metadata)
+        tokens = made.tokens()
+        settings = self.target.settings.profile
+        this = {
+            "id": self.files.id,
+            "seed": self.target.settings.seed,
+            "sampler": sampler,
+            "samples": made.samples,
+            **({"endpoints": settings.endpoints} if settings.endpoints else {}),
+        }
+        shape = shape_from_config(load_hf_config(self.target.config).to_dict(), "config.json")
+        metadata = replace(
+            self.target.metadata,
+            passes=[this],
+            total_tokens=round(tokens.generated),
+            flops=generate_flops(shape, tokens),
+            seconds=round(self.files.seconds, 1),
+        )
+        made = replace(made, metadata=metadata)
+        return made if self.base is None else add_up([self.base, made])
 
-def _reward_input(item: dict, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> DataProto:
-    """N rows as verl's agent loop hands them to the reward: right-padded responses and a mask over prompt + response."""
-    n = len(responses)
-    prompt = torch.tensor([list(prompt_ids)] * n)
-    texts = [torch.tensor(list(r), dtype=torch.int64) for r in responses]
-    response = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=0)
-    lengths = torch.tensor([len(r) for r in responses])
-    mask = torch.arange(response.shape[1]).unsqueeze(0) < lengths.unsqueeze(1)
-    attention = torch.cat([torch.ones_like(prompt), mask.to(prompt)], dim=1)
-    batch = TensorDict({"prompts": prompt, "responses": response, "attention_mask": attention}, batch_size=n)
-    fields: dict[str, np.ndarray] = {}
-    for name, value in item.items():
-        if not isinstance(value, torch.Tensor):
-            fields[name] = np.empty(n, dtype=object)
-            fields[name][:] = [copy.deepcopy(value) for _ in range(n)]  # verl's reward managers write into them
-    fields["__num_turns__"] = np.full(n, 2)
-    fields["tool_extra_fields"] = np.array([{} for _ in range(n)], dtype=object)
-    fields["prompt_len"], fields["response_len"] = np.full(n, len(prompt_ids)), lengths.numpy()
-    return DataProto(batch=batch, non_tensor_batch=fields)
+
+def commonest(failures: Iterable[str]) -> str:
+    """The three most common reasons, for example "12x reward function: raised KeyError('x'); 1x ..."."""
+    return "; ".join(f"{times}x {reason}" for reason, times in Counter(failures).most_common(3))
+
+
+def _info(result: dict[str, Any]) -> dict[str, Any]:
+    return result.get("reward_extra_info") or {}

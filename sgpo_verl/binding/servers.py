@@ -1,12 +1,12 @@
 """verl's rollout servers on their own: no actor, no optimizer, all devices that the configuration names."""
 
-import asyncio
 import logging
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import aiohttp
 import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.experimental.reward_loop import RewardLoopManager
@@ -14,22 +14,14 @@ from verl.utils.device import get_resource_name
 from verl.workers.rollout.llm_server import LLMServerManager
 from verl.workers.rollout.replica import RolloutReplica
 
+from sgpo_verl.binding.reward_worker import QuickRewardManager
 from sgpo_verl.errors import SgpoError
 
 logger = logging.getLogger(__name__)
 
 
 def check_profilable(config: DictConfig) -> None:
-    """Refuse what the single-turn path below does not sample as training would. Raises SgpoError naming the key."""
-    rollout = config.actor_rollout_ref.rollout
-    if rollout.name != "vllm":
-        raise SgpoError(f"actor_rollout_ref.rollout.name={rollout.name}: profiling knows vllm so far")
-    if rollout.multi_turn.enable or rollout.agent.default_agent_loop != "single_turn_agent":
-        raise SgpoError(
-            "actor_rollout_ref.rollout: profiling samples single turns, this run uses an agent loop "
-            f"({rollout.agent.default_agent_loop}, multi_turn.enable={rollout.multi_turn.enable}); bring a profile made "
-            "elsewhere as sgpo.profile.path"
-        )
+    """Refuse what would not be sampled and scored as training does. Raises SgpoError naming the key."""
     if config.actor_rollout_ref.model.get("lora_adapter_path"):
         raise SgpoError(
             "actor_rollout_ref.model.lora_adapter_path: profiling would sample the model without its adapter; bring a "
@@ -42,9 +34,43 @@ def check_profilable(config: DictConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """verl's rollout replicas standing alone. urls: of their HTTP servers."""
+
+    manager: LLMServerManager
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"http://{address}" for address in self.manager.get_addresses()]
+
+    def drop_dead(self) -> None:
+        """Take servers whose actor is gone out of verl's load balancer, which would go on choosing them.
+
+        Raises SgpoError if none is left.
+        """
+        balancer = self.manager.global_load_balancer
+        known = ray.get(balancer.get_all_servers.remote())
+        gone = [address for address in known if not _healthy(address)]
+        if gone:
+            logger.warning("sgpo: going on without rollout server %s, which does not answer", ", ".join(gone))
+            ray.get(balancer.remove_servers.remote(gone))
+        if len(gone) == len(known):
+            raise SgpoError("no rollout server is left; what was sampled is kept: run again to go on")
+
+
+def _healthy(address: str) -> bool:
+    """vLLM and SGLang answer /health with 200 while their engine lives."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/health", timeout=10) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 @contextmanager
-def standalone_servers(config: DictConfig) -> Iterator[list[str]]:
-    """Addresses ("host:port") of one OpenAI-compatible server per replica; all of it is gone again on leaving."""
+def standalone_servers(config: DictConfig) -> Iterator[Replicas]:
+    """One server per replica, over all devices of the configuration; all of it is gone again on leaving."""
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     rollout = config.actor_rollout_ref.rollout
     with open_dict(config):
@@ -59,7 +85,10 @@ def standalone_servers(config: DictConfig) -> Iterator[list[str]]:
         )
     manager = LLMServerManager.create(config=config)
     try:
-        yield manager.get_addresses()
+        ray.get(
+            manager.global_load_balancer.get_all_servers.remote()
+        )  # up as well, not still importing beside the servers
+        yield Replicas(manager)
     finally:
         ray.kill(manager.global_load_balancer)
         _stop(manager.get_replicas())
@@ -83,26 +112,13 @@ def _wait_for_devices(count: int, seconds: float = 60.0) -> None:
 
 
 @contextmanager
-def reward_workers(config: DictConfig) -> Iterator[list]:
-    """Handles of verl's reward loop workers: the very scoring that training uses."""
-    manager = RewardLoopManager(config=OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+def reward_workers(config: DictConfig) -> Iterator[RewardLoopManager]:
+    """verl's reward loop workers: the very scoring that training uses."""
+    manager = QuickRewardManager(config=OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     try:
-        yield manager.reward_loop_workers
+        yield manager
     finally:
         for worker in manager.reward_loop_workers:
             ray.kill(worker)
         if manager.reward_model_manager is not None:
             _stop(manager.reward_model_manager.rollout_replicas)
-
-
-async def model_name(session: aiohttp.ClientSession, address: str) -> str:
-    """The name under which a server serves its only model. Waits up to a minute for it to answer."""
-    for _ in range(60):
-        try:
-            async with session.get(f"http://{address}/v1/models") as answer:
-                answer.raise_for_status()
-                return (await answer.json())["data"][0]["id"]
-        except (OSError, aiohttp.ClientError) as error:
-            logger.debug("%s does not answer yet: %s", address, error)
-            await asyncio.sleep(1)
-    raise SgpoError(f"rollout server {address}: no answer within a minute; see Ray's log for what stopped it")

@@ -1,9 +1,7 @@
 """A training run's plan, from its configuration and data: profile (made on the spot if none is given), plan, method."""
 
+import json
 import logging
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,19 @@ from transformers import PreTrainedTokenizerBase
 
 from sgpo_verl.binding.dataloader import CurriculumDataLoader, identify_dataset
 from sgpo_verl.binding.preflight import mismatch
-from sgpo_verl.binding.profiler import load_hf_config, profile_dataset
+from sgpo_verl.binding.profiler import Target, make_profile
+from sgpo_verl.binding.sources import load_hf_config
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import ModelShape, shape_from_config
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Method
 from sgpo_verl.metrics import Ledger
 from sgpo_verl.plan import Plan, make_plan
-from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile, save_profile
+from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile
 from sgpo_verl.prompts import Prompts
 from sgpo_verl.provenance import describe
 from sgpo_verl.run_config import check_supported, numbers_of, own_profile_path, settings_of
+from sgpo_verl.tally import plain_lines
 
 logger = logging.getLogger("sgpo_verl")
 
@@ -49,7 +49,7 @@ class Session:
         prompts = identify_dataset(dataset, settings.duplicates)
         wanted = metadata_for(plain, settings, tokenizer)
         made, path = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
-        plan = make_plan(made.align(prompts.keys_P, str(path)), settings, numbers)
+        plan = make_plan(made.align(prompts.keys_P, str(path), prompts.index_P), settings, numbers)
         shape = model_shape(config)
         ledger = Ledger.after_profile(shape, made)
         method = plan.method()
@@ -60,7 +60,15 @@ class Session:
 
 def metadata_for(plain: dict[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase) -> ProfileMetadata:
     """What a profile for this run must say of itself."""
-    return describe(plain, settings.success_threshold, settings.seed, str(tokenizer.chat_template))
+    template = str(tokenizer.chat_template)
+    return describe(plain, settings.success_threshold, settings.seed, template, _tokenizer_text(tokenizer))
+
+
+def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Everything that decides which token ids a text becomes."""
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    return json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map], default=str)
 
 
 def model_shape(config: DictConfig) -> ModelShape:
@@ -83,35 +91,18 @@ def _profile_for(
         profile = load_profile(path)
         check_match(profile.metadata, wanted, path, settings.profile.allow_mismatch)
     else:
-        progress = plain_progress(len(prompts), settings.profile.n)
-        profile = profile_dataset(config, dataset, prompts, tokenizer, settings, wanted, progress)
-        print(f"sgpo: profile written to {save_profile(profile, path)}", flush=True)
+        target = Target(config, dataset, prompts, tokenizer, settings, wanted)
+        profile = make_profile(target, path, settings.profile.n, None, plain_lines())
+        print(f"sgpo: profile written to {path}", flush=True)
     return profile, path
 
 
 def check_match(made: ProfileMetadata, wanted: ProfileMetadata, path: Path, allow: bool) -> None:
     """Refuse a profile of something else. Raises SgpoError naming every field that differs."""
     lines = differences(made, wanted)
+    if unstated := made.unstated():
+        logger.warning("sgpo: %s does not say its %s: it is taken to be of this run", path, ", ".join(unstated))
     if lines and not allow:
         raise SgpoError(mismatch(path, lines))
     if lines:
         logger.warning("sgpo: %s is of another run, used all the same: %s", path, "; ".join(lines))
-
-
-def plain_progress(prompts: int, n: int, every: float = 10.0) -> Callable[[int, int], None]:
-    """A line at most every ``every`` seconds, for logs."""
-    start = last = time.perf_counter()
-
-    def show(done: int, successes: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last >= every or done == prompts:
-            last = now
-            rate = done * n / max(now - start, 1e-9)
-            print(
-                f"sgpo: profiled {done}/{prompts} prompts, {rate:.0f} samples/s, pass rate {successes / (done * n):.2f}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    return show

@@ -17,7 +17,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
-from sgpo_verl.binding.dataloader import PROMPT_KEY
+from sgpo_verl.binding.dataloader import PROMPT
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
 from sgpo_verl.binding.session import Session
 from sgpo_verl.metrics import step_metrics
@@ -72,9 +72,11 @@ class SgpoTrainer:
 
     def _balance_batch(self, batch, metrics, *args, **kwargs):
         with self._our_time():
-            fields = ["rm_scores", "extra_fields", PROMPT_KEY]
+            fields = ["rm_scores", "extra_fields", PROMPT]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-            self._outcomes = outcomes_of(batch.keys, data, self.sgpo.settings)
+            self._outcomes = outcomes_of(
+                batch.keys, data, self.sgpo.settings, self.sgpo.dataloader.prompts.keys_P.__getitem__
+            )
             self.sgpo.method.observe(self._outcomes)
         balanced = super()._balance_batch(batch, metrics, *args, **kwargs)
         with self._our_time():

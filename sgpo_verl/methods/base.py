@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Groups = list[tuple[str, int]]  # (prompt key, number of rollouts)
+Groups = list[tuple[int, int]]  # (the prompt's position in the plan, number of rollouts)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one group: its prompt, its size G, how many rollouts succeeded, their mean reward."""
+    """What became of one group: its prompt's position, its size G, how many rollouts succeeded, their mean reward."""
 
-    prompt_key: str
+    prompt: int
     size: int
     successes: int
     reward_mean: float

@@ -25,23 +25,26 @@ from sgpo_verl.methods.base import Groups, Outcome
 
 
 class Class(IntEnum):
-    """What the profile says of a prompt."""
+    """What the profile says of a prompt. FAILED: nothing, it could not be sampled; it is not trained on."""
 
     TRIVIAL = 0
     LEARNABLE = 1
     UNSOLVED = 2
+    FAILED = 3
 
 
 def classify(trials_P: np.ndarray, successes_P: np.ndarray, settings: FilterSettings) -> np.ndarray:
     """Class of each prompt, int8 (P,): unsolved at 0 successes, trivial above ``max_pass_rate``, else learnable.
 
-    trials_P >= 1, successes_P in [0, trials_P]. The comparison is exact: successes > floor(max_pass_rate x trials).
+    successes_P in [0, trials_P]; a prompt without trials could not be sampled: failed. The comparison is exact:
+    successes > floor(max_pass_rate x trials).
     """
     limit = Fraction(str(settings.max_pass_rate))
     trials, which_P = np.unique(trials_P, return_inverse=True)  # few distinct values: exact arithmetic once for each
     most = np.array([int(limit * n) for n in trials.tolist()], dtype=np.int64)
-    class_P = np.where(successes_P > most[which_P], Class.TRIVIAL, Class.LEARNABLE)
-    return np.where(successes_P == 0, Class.UNSOLVED, class_P).astype(np.int8)
+    class_P = np.where(successes_P > most[which_P.ravel()], Class.TRIVIAL, Class.LEARNABLE)
+    class_P = np.where(successes_P == 0, Class.UNSOLVED, class_P)
+    return np.where(trials_P == 0, Class.FAILED, class_P).astype(np.int8)
 
 
 def group_size(trials_P: np.ndarray, successes_P: np.ndarray, settings: GroupSizeSettings) -> np.ndarray:
@@ -98,10 +101,11 @@ def phases(class_P: np.ndarray, size_P: np.ndarray, settings: FilterSettings, se
 
 
 def _nothing_to_learn(class_P: np.ndarray, settings: FilterSettings) -> str:
-    trivial, unsolved = int((class_P == Class.TRIVIAL).sum()), int((class_P == Class.UNSOLVED).sum())
+    trivial, unsolved, failed = (int((class_P == c).sum()) for c in (Class.TRIVIAL, Class.UNSOLVED, Class.FAILED))
+    not_sampled = f", {failed} could not be profiled" if failed else ""
     return (
         f"no prompt to train on: of {len(class_P)}, {trivial} are trivial (pass rate above sgpo.filter.max_pass_rate="
-        f"{settings.max_pass_rate}) and {unsolved} were never solved; use harder or easier data, raise "
+        f"{settings.max_pass_rate}) and {unsolved} were never solved{not_sampled}; use harder or easier data, raise "
         "sgpo.filter.max_pass_rate, or profile with a larger sgpo.profile.n"
     )
 
@@ -119,7 +123,7 @@ def split(rollouts: int, size: int) -> list[int]:
 class Paper:
     """The curriculum in progress.
 
-    keys_P: prompt keys in plan order. phase_list: from ``phases``. budgets: rollouts that each phase may draw. The last
+    phase_list: from ``phases``. budgets: rollouts that each phase may draw. The last
     phase goes on for as long as it is asked, so steps that a plateau leaves over are spent on the hardest prompts.
     fingerprint: of everything the plan was made from; a checkpoint of another plan is refused.
     """
@@ -128,14 +132,13 @@ class Paper:
 
     def __init__(
         self,
-        keys_P: np.ndarray,
         phase_list: Sequence[Phase],
         budgets: Sequence[int],
         settings: CurriculumSettings,
         seed: int,
         fingerprint: dict[str, Any],
     ):
-        self.keys_P, self.phases, self.budgets = keys_P, list(phase_list), list(budgets)
+        self.phases, self.budgets = list(phase_list), list(budgets)
         self.settings, self.seed, self.fingerprint = settings, seed, fingerprint
         self.phase = 0  # of the groups handed out last
         self.drawn = 0  # groups handed out in this phase
@@ -176,11 +179,11 @@ class Paper:
             return False
         return np.mean(self.rewards[-window:]) - np.mean(self.rewards[-2 * window : -window]) < self.settings.min_gain
 
-    def _prompt(self, draw: int) -> str:
+    def _prompt(self, draw: int) -> int:
         """The ``draw``-th prompt of this phase: pass after pass, each in its own order, a function of the seed alone."""
         prompts_M = self.phases[self.phase].prompts_M
         number, place = divmod(draw, len(prompts_M))
-        return str(self.keys_P[prompts_M[self._order(number)[place]]])
+        return int(prompts_M[self._order(number)[place]])
 
     def _order(self, number: int) -> np.ndarray:
         """Permutation of this phase's prompts in pass ``number``; kept until another is asked for."""
