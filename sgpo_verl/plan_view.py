@@ -24,7 +24,12 @@ COLOURS = {
 
 
 def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
-    """The model's shape: of the training command's model, else of the one that was profiled; None if neither is here."""
+    """The model's shape: of the training command's model, else of the one that was profiled; None if neither is here.
+
+    None as well if the profile has no lengths, without which there are no FLOPs.
+    """
+    if not profile.has_lengths:
+        return None
     model = config["actor_rollout_ref"].get("model") or {}
     for path in (model.get("path"), profile.metadata.model.get("path", "")):
         if path and not isinstance(path, str):
@@ -46,7 +51,11 @@ def show(plan: Plan, shape: ModelShape | None) -> None:
             "whole runs; what it takes to reach the same accuracy, only training shows.",
             style="yellow",
         )
-    if shape is None:
+    if not plan.profile.has_lengths:
+        console.print(
+            "Token counts and FLOPs need prompt and response lengths, which this profile does not have.", style="yellow"
+        )
+    elif shape is None:
         console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
 
 
@@ -109,7 +118,8 @@ def _forecasts(plan: Plan, shape: ModelShape | None) -> Table:
     stock, ours = forecast(plan, shape)
     table = _table("forecast", "", "stock GRPO", "sGPO", "ratio")
     rows: list[tuple[str, str]] = [("training steps", "steps"), ("rollouts, profile included", "rollouts")]
-    rows += [("tokens generated in training", "generated_tokens"), ("tokens trained on", "trained_tokens")]
+    if plan.profile.has_lengths:
+        rows += [("tokens generated in training", "generated_tokens"), ("tokens trained on", "trained_tokens")]
     if shape is not None:
         rows += [("FLOPs of the profile", "flops_profile"), ("FLOPs, profile included", "flops")]
         rows += [("FLOPs per rollout in a mixed group", "flops_per_teaching_rollout")]

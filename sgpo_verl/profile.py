@@ -92,6 +92,11 @@ class Profile:
     def samples(self) -> int:
         return int(self.table["trials"].sum())
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether it counted tokens; another tool's may not have."""
+        return bool(self.table["response_tokens_mean"].any())
+
     def tokens(self) -> StepTokens:
         """What the samples took to generate."""
         table = self.table

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,20 @@ class Counts:
         self.reward_sum_P = np.zeros(prompts, np.float64)
         self.prompt_tokens_P, self.response_tokens_P = np.zeros(prompts, np.int32), np.zeros(prompts, np.int64)
         self.failures: dict[int, str] = {}
+
+    def add_shard(self, table: pa.Table) -> None:
+        """All rows of a shard."""
+        columns = {name: table[name].to_numpy() for name in SHARD.names[:-1]}
+        position = columns["position"]
+        for name in ("trials", "successes", "reward_sum", "response_tokens"):
+            np.add.at(getattr(self, f"{name}_P"), position, columns[name])
+        sampled = columns["trials"] > 0
+        self.prompt_tokens_P[position[sampled]] = columns["prompt_tokens"][sampled]
+        for p, reason in zip(position.tolist(), table["failure"].to_pylist(), strict=True):
+            if reason is not None:
+                self.failures[p] = reason
+            else:
+                self.failures.pop(p, None)
 
     def add(self, sampled: Sampled) -> None:
         p = sampled.position
@@ -193,8 +207,7 @@ class PassFiles:
         """(number of the open shard, its lines): counts everything that is there, and mends what a crash left."""
         number = 0
         while (shard := self.folder / f"{number:05}.parquet").exists():
-            for sampled in self._read_shard(shard):
-                self._count(sampled, shard)
+            self.counts.add_shard(self._read_shard(shard))
             self._line_file(number).unlink(missing_ok=True)
             number += 1
         lines, path = [], self._line_file(number)
@@ -203,25 +216,27 @@ class PassFiles:
             whole = raw[: raw.rfind(b"\n") + 1]
             for i, line in enumerate(whole.splitlines()):
                 lines.append(_parse(line, f"{path}: line {i + 1}"))
-                self._count(lines[-1], path)
+                self._check(np.array([lines[-1].position]), path)
+                self.counts.add(lines[-1])
             os.truncate(path, len(whole))  # a line that a crash cut short
         return number, lines
 
-    def _read_shard(self, path: Path) -> Iterator[Sampled]:
+    def _read_shard(self, path: Path) -> pa.Table:
         try:
-            columns = pq.read_table(path).cast(SHARD).to_pydict()
+            table = pq.read_table(path).cast(SHARD)
+            if any(table[name].null_count for name in SHARD.names[:-1]):
+                raise ValueError("a count is missing")
         except (pa.ArrowException, ValueError, OSError) as error:
             raise SgpoError(
                 f"{path}: not a shard ({str(error).splitlines()[0]}); --force samples from the start"
             ) from None
-        return (Sampled(*row) for row in zip(*columns.values(), strict=True))
+        self._check(table["position"].to_numpy(), path)
+        return table
 
-    def _count(self, sampled: Sampled, path: Path) -> None:
-        if not 0 <= sampled.position < len(self.counts.trials_P):
-            raise SgpoError(
-                f"{path}: position {sampled.position} is no prompt of this data; --force samples from the start"
-            )
-        self.counts.add(sampled)
+    def _check(self, positions: np.ndarray, path: Path) -> None:
+        wrong = positions[(positions < 0) | (positions >= len(self.counts.trials_P))]
+        if wrong.size:
+            raise SgpoError(f"{path}: position {wrong[0]} is no prompt of this data; --force samples from the start")
 
     def add(self, sampled: Sampled) -> None:
         """Count a finished request, after putting it on disk. Raises SgpoError if the disk takes no more."""
@@ -266,7 +281,7 @@ def _parse(line: bytes, where: str) -> Sampled:
     return sampled
 
 
-def _write_whole(path: Path, write) -> None:
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """``write(temporary)``, on disk, then renamed: the file is whole or not there."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)

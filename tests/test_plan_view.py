@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,3 +133,19 @@ def test_a_place_that_takes_no_png_is_refused(tmp_path, name):
     with pytest.raises(SgpoError, match=rf"--plot .*{name}"):
         plan_view.draw(plan(), SHAPE, tmp_path / name)
     assert os.listdir(tmp_path) == ["folder.png"]
+
+
+def test_a_profile_without_lengths_forecasts_no_tokens_and_says_why(capsys):
+    made = make_plan(make_profile([8, 4, 2, 1, 0] * 4, prompt=0, response=0.0), load_settings({}), NUMBERS)
+    plan_view.show(made, None)
+    out = capsys.readouterr().out
+    assert "need prompt and response lengths, which this profile does not have" in " ".join(out.split())
+    assert "tokens trained on" not in out and "training steps" in out
+
+
+def test_prompts_that_could_not_be_profiled_are_listed_and_left_out(capsys):
+    profile = make_profile([8, 4, 2, 1, 0, 0])
+    made = make_plan(replace(profile, table=profile.table.assign(trials=[8] * 5 + [0])), load_settings({}), NUMBERS)
+    assert all(5 not in phase.prompts_M for phase in made.phases)
+    plan_view.show(made, None)
+    assert "left out (could not be profiled)" in capsys.readouterr().out

@@ -318,6 +318,13 @@ def test_a_row_that_needs_an_agent_loop_is_a_failure_of_the_fast_path(folder, re
         sample(folder, replicas, tmp_path / "p.parquet", **more)
 
 
+def test_adaptive_sampling_spends_the_same_budget_unevenly(folder, replicas, tmp_path):
+    profile = sample(folder, replicas, tmp_path / "p.parquet", **{"sgpo.profile.adaptive": True})
+    trials = profile.table["trials"]
+    assert trials.sum() == 48 * 8
+    assert trials.min() >= 4 and trials.max() <= 32 and trials.nunique() > 1
+
+
 def test_a_replica_that_dies_in_the_middle_is_replaced_by_the_other(folder, replicas, tmp_path):
     """Last of those that share the servers: from here on there is one."""
     slow = reward(tmp_path, "import time; time.sleep(0.05)\n    return float(len(solution_str) % 2 == 0)")

@@ -166,6 +166,6 @@ def _progress(console: Console) -> Iterator[Callable[[Tally], None]]:
 
         def show(tally: Tally) -> None:
             bar.update(task, completed=tally.samples, total=tally.budget)
-            figures.plain = tally.line()
+            figures.plain = tally.line().replace("; ", "\n")  # two lines fit any terminal
 
         yield show

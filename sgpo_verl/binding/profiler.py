@@ -65,7 +65,7 @@ def make_profile(
         job = ProfilingPass(target, files, goal, base, show)
         if job.tally.samples:
             print(f"sgpo: {job.tally.samples} samples are there already; going on from them", flush=True)
-        if job.jobs():
+        if job.next_round().any():
             with sampler_for(kind, target.config, target.tokenizer, target.settings) as start:
                 asyncio.run(job.run(start))
         profile = job.profile(kind)
@@ -106,8 +106,8 @@ class ProfilingPass:
         self.tally.found(self.trials_P, self.successes_P)
         self.failed: dict[int, str] = {}  # in this call
 
-    def jobs(self) -> list[tuple[int, int]]:
-        """(position, samples) of the next round; empty when there is nothing left to sample."""
+    def next_round(self) -> np.ndarray:
+        """Samples that each prompt gets next, int (P,); all 0 when there is nothing left to sample."""
         more_P = np.maximum(np.broadcast_to(self.goal, self.trials_P.shape) - self.trials_P, 0)
         more_P[list(self.failed)] = 0
         if (settings := self.target.settings).profile.adaptive:
@@ -116,15 +116,14 @@ class ProfilingPass:
             trials_P, budget = self.trials_P[open_P], self.tally.budget - int(self.trials_P[~open_P].sum())
             rules = settings.filter, settings.group_size, settings.seed
             more_P[open_P] = next_samples(trials_P, self.successes_P[open_P], budget, *rules)
-        positions = np.flatnonzero(more_P)
-        return list(zip(positions.tolist(), more_P[positions].tolist(), strict=True))
+        return more_P
 
     async def run(self, start: SamplerStart) -> None:
         """All rounds, one after another."""
         async with start() as sampler:
             self.tally.start()
-            while jobs := self.jobs():
-                await self._round(sampler, iter(jobs))
+            while (more_P := self.next_round()).any():
+                await self._round(sampler, ((int(p), int(more_P[p])) for p in np.flatnonzero(more_P)))
 
     async def _round(self, sampler: Sampler, jobs: Iterator[tuple[int, int]]) -> None:
         async def work():

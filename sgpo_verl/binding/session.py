@@ -90,6 +90,8 @@ def _profile_for(
     if settings.profile.path or own.exists():
         profile = load_profile(path)
         check_match(profile.metadata, wanted, path, settings.profile.allow_mismatch)
+        if not profile.has_lengths:
+            logger.warning("sgpo: %s has no lengths, so its own cost is missing from sgpo/flops/*", path)
     else:
         target = Target(config, dataset, prompts, tokenizer, settings, wanted)
         profile = make_profile(target, path, settings.profile.n, None, plain_lines())
