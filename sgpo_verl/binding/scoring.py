@@ -1,7 +1,7 @@
 """Scores from verl's own reward workers, many prompts to a call; a prompt that breaks a worker does not break the pass."""
 
 import asyncio
-import copy
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +139,7 @@ def reward_input(jobs: Sequence[Job]) -> DataProto:
     fields: dict[str, np.ndarray] = {}
     for name in names:
         fields[name] = np.empty(len(rows), dtype=object)
-        fields[name][:] = [_own(job.item.get(name)) for job, _ in rows]
+        fields[name][:] = [copied for job in jobs for copied in _copies(job.item.get(name), len(job.responses))]
     fields["__num_turns__"] = np.full(len(rows), 2)
     fields["tool_extra_fields"] = np.array([{} for _ in rows], dtype=object)
     fields["prompt_len"] = np.array([len(job.prompt_ids) for job, _ in rows])
@@ -147,5 +147,9 @@ def reward_input(jobs: Sequence[Job]) -> DataProto:
     return DataProto(batch=batch, non_tensor_batch=fields)
 
 
-def _own(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else copy.deepcopy(value)
+def _copies(value: Any, count: int) -> list:
+    """``count`` values that share nothing one could write to. (Ray pickles them anyway; copy.deepcopy takes far longer.)"""
+    if value is None or isinstance(value, str | int | float):
+        return [value] * count
+    packed = pickle.dumps(value)
+    return [pickle.loads(packed) for _ in range(count)]
