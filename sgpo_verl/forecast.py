@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
-from sgpo_verl.plan import Plan
+from sgpo_verl.plan import ProfiledPlan
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,32 @@ class Forecast:
         return self.flops / self.teaching_rollouts if self.teaching_rollouts else float("inf")
 
 
-def forecast(plan: Plan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
+def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
     """(stock GRPO on all prompts, this plan): lengths and pass rates as profiled, nothing learned on the way.
 
+    Prompts that could not be profiled, which stock GRPO draws too: as long as the others on average, and never solved.
     shape: of the model; without it FLOPs are 0.
     """
     shape = shape or ModelShape(0, 0)
-    table, numbers = plan.profile.table, plan.numbers
+    plan, table, numbers = made.plan, made.profile.table, made.plan.numbers
     everyone_P = np.arange(len(table))
     steps = numbers.stock_steps(len(table))
     stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n)]
     ours = [(p.prompts_M, p.group_size, s, r) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)]
-    profile_flops = generate_flops(shape, plan.profile.tokens())
-    return _forecast(plan, shape, stock, 0, 0.0), _forecast(plan, shape, ours, plan.profile.samples, profile_flops)
+    profile_flops = generate_flops(shape, made.profile.tokens())
+    return _forecast(made, shape, stock, 0, 0.0), _forecast(made, shape, ours, made.profile.samples, profile_flops)
 
 
-def _forecast(plan: Plan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
-    table, numbers = plan.profile.table, plan.numbers
+def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
+    table, numbers = made.profile.table, made.plan.numbers
     pass_rate_P = (table["successes"] / table["trials"].clip(lower=1)).to_numpy()
     prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
+    sampled_P = table["trials"].to_numpy() > 0
     totals, groups, mixed, teaching = np.zeros(4), 0, 0.0, 0.0
     for rows_M, size, steps, rollouts in parts:
         p_M = pass_rate_P[rows_M]
-        prompt, response = prompt_P[rows_M].mean(), response_P[rows_M].mean()
+        sampled_M = rows_M[sampled_P[rows_M]]
+        prompt, response = prompt_P[sampled_M].mean(), response_P[sampled_M].mean()
         step = StepTokens(
             groups=rollouts // size,
             prompt_tokens=rollouts // size * prompt,

@@ -3,16 +3,19 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.paper import Paper, Phase, classify, group_size, phases
 from sgpo_verl.profile import Profile
+
+KEYS = pa.schema([("prompt_key", pa.large_string())])
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,17 @@ class RunNumbers:
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule. steps: per phase. rollouts: per step, per phase. *_P arrays are in the order of ``keys_P``."""
+    """What training follows: the schedule, and nothing else that is as long as the data set.
+
+    steps: per phase. rollouts: per step, per phase. counts: digest of the profile that it was made from.
+    """
 
     settings: Settings
     numbers: RunNumbers
-    profile: Profile
-    class_P: np.ndarray
-    size_P: np.ndarray
     phases: list[Phase]
     steps: list[int]
-    rollouts: list[int] = field(default_factory=list)
+    rollouts: list[int]
+    counts: str
 
     @property
     def total_steps(self) -> int:
@@ -76,28 +80,57 @@ class Plan:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
-        table = self.profile.table[["prompt_key", "trials", "successes"]]
-        hash_P = pd.util.hash_pandas_object(table, index=False).to_numpy()
-        digest = hashlib.sha256(hash_P.tobytes()).hexdigest()[:16]
         kept = self.settings.model_dump(include={"seed", "filter", "group_size", "curriculum"})
         return {
-            "profile": digest,
+            "profile": self.counts,
             **{f"sgpo.{name}": json.dumps(value, sort_keys=True) for name, value in kept.items()},
             "steps per phase": self.steps,
             "rollouts per step": self.rollouts,
         }
 
 
-def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Plan:
-    """Decide. Raises SgpoError if nothing is learnable, or if group sizes, budget and steps contradict each other."""
-    trials_P, successes_P = (profile.table[name].to_numpy() for name in ("trials", "successes"))
-    class_P = classify(trials_P, successes_P, settings.filter)
-    size_P = group_size(trials_P, successes_P, settings.group_size)
+@dataclass(frozen=True)
+class ProfiledPlan:
+    """A plan beside what it was made from: for forecasts and views. class_P: int8, in the order of the profile's rows."""
+
+    plan: Plan
+    profile: Profile
+    class_P: np.ndarray
+
+
+def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> ProfiledPlan:
+    """Decide. A position in the plan is a row of ``profile``, which is not changed.
+
+    Raises SgpoError if nothing is learnable, or if group sizes, budget and steps contradict each other.
+    """
+    trials_D, successes_D, which_P = _distinct(profile)
+    class_P = classify(trials_D, successes_D, settings.filter)[which_P]
+    size_P = group_size(trials_D, successes_D, settings.group_size)[which_P]
     phase_list = phases(class_P, size_P, settings.filter, settings.seed)
     rollouts = [_step_rollouts(settings, numbers, phase.group_size) for phase in phase_list]
     _check_budget(settings, numbers)
     steps = phase_steps(phase_list, rollouts, settings, numbers)
-    return Plan(settings, numbers, profile, class_P, size_P, phase_list, steps, rollouts)
+    return ProfiledPlan(Plan(settings, numbers, phase_list, steps, rollouts, digest(profile)), profile, class_P)
+
+
+def _distinct(profile: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(trials, successes) of the D distinct pairs of counts, few even among millions of prompts; and which one is each's."""
+    trials_P, successes_P = (profile.table[name].to_numpy(np.int64) for name in ("trials", "successes"))
+    which_P, pair_D = pd.factorize((trials_P << 32) + successes_P)
+    return pair_D >> 32, pair_D & 0xFFFFFFFF, which_P
+
+
+def digest(profile: Profile) -> str:
+    """Of every prompt's key, trials and successes, in their order: 16 hex digits of a sha256, from the columns' own memory."""
+    column = pa.Table.from_pandas(profile.table[["prompt_key"]], KEYS, preserve_index=False).column(0)
+    keys = column.combine_chunks()
+    ends = np.frombuffer(keys.buffers()[1], np.int64)[keys.offset : keys.offset + len(keys) + 1]
+    text = keys.buffers()[2].slice(ends[0], ends[-1] - ends[0])
+    counts = (profile.table[name].to_numpy(np.int32) for name in ("trials", "successes"))
+    hashed = hashlib.sha256()
+    for part in (np.diff(ends), text, *counts):
+        hashed.update(part)
+    return hashed.hexdigest()[:16]
 
 
 def _step_rollouts(settings: Settings, numbers: RunNumbers, size: int) -> int:

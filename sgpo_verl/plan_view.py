@@ -13,7 +13,7 @@ from sgpo_verl.cost import ModelShape, shape_from_path
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.forecast import Forecast, forecast
 from sgpo_verl.methods.paper import Class
-from sgpo_verl.plan import Plan
+from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
 
 COLOURS = {
@@ -39,19 +39,19 @@ def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
     return None
 
 
-def show(plan: Plan, shape: ModelShape | None) -> None:
+def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     """Classes, histogram, phases and forecast, as tables."""
     console = Console(highlight=False)
-    for table in (_classes(plan), _histogram(plan), _phases(plan), _forecasts(plan, shape)):
+    for table in (_classes(made), _histogram(made), _phases(made.plan), _forecasts(made, shape)):
         console.print(table)
         console.print()
-    if plan.numbers.total_training_steps is not None:
+    if (steps := made.plan.numbers.total_training_steps) is not None:
         console.print(
-            f"Both are set to {plan.numbers.total_training_steps} steps (trainer.total_training_steps): the forecast is of "
-            "whole runs; what it takes to reach the same accuracy, only training shows.",
+            f"Both are set to {steps} steps (trainer.total_training_steps): the forecast is of whole runs; what "
+            "it takes to reach the same accuracy, only training shows.",
             style="yellow",
         )
-    if not plan.profile.has_lengths:
+    if not made.profile.has_lengths:
         console.print(
             "Token counts and FLOPs need prompt and response lengths, which this profile does not have.", style="yellow"
         )
@@ -66,10 +66,10 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _classes(plan: Plan) -> Table:
+def _classes(made: ProfiledPlan) -> Table:
     table = _table("prompts", "class", "prompts", "share", "what happens")
-    drawn = plan.phases[0].unsolved
-    settings = plan.settings.filter
+    drawn = made.plan.phases[0].unsolved
+    settings = made.plan.settings.filter
     happens = {
         Class.TRIVIAL: f"removed (pass rate above {settings.max_pass_rate:g})",
         Class.LEARNABLE: "trained on",
@@ -77,27 +77,27 @@ def _classes(plan: Plan) -> Table:
         Class.FAILED: "left out (could not be profiled)",
     }
     for kind in Class:
-        count = int((plan.class_P == kind).sum())
+        count = int((made.class_P == kind).sum())
         if kind == Class.FAILED and not count:
             continue
-        table.add_row(kind.name.lower(), str(count), f"{count / len(plan.class_P):.0%}", happens[kind])
+        table.add_row(kind.name.lower(), str(count), f"{count / len(made.class_P):.0%}", happens[kind])
     table.columns[-1].justify = "left"
     return table
 
 
-def pass_rate_bins(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def pass_rate_bins(made: ProfiledPlan) -> tuple[np.ndarray, np.ndarray]:
     """(edges, counts per class and bin (3, B)) of the profiled pass rates; one bin per possible rate if there are few."""
-    counts = plan.profile.table
+    counts = made.profile.table
     bins = min(int(counts["trials"].max()), 20) + 1
     edges = (np.arange(bins + 1) - 0.5) / (bins - 1)
     rate_P = (counts["successes"] / counts["trials"].clip(lower=1)).to_numpy()
-    return edges, np.array([np.histogram(rate_P[plan.class_P == kind], edges)[0] for kind in COLOURS])
+    return edges, np.array([np.histogram(rate_P[made.class_P == kind], edges)[0] for kind in COLOURS])
 
 
-def _histogram(plan: Plan) -> Table:
+def _histogram(made: ProfiledPlan) -> Table:
     table = _table("pass rates", "rate", "prompts", "")
     table.columns[-1].justify = "left"
-    edges, counts = pass_rate_bins(plan)
+    edges, counts = pass_rate_bins(made)
     longest = counts.sum(axis=0).max()
     for i, total in enumerate(counts.sum(axis=0)):
         bar = "█" * round(40 * total / longest) or ("▏" if total else "")
@@ -114,13 +114,14 @@ def _phases(plan: Plan) -> Table:
     return table
 
 
-def _forecasts(plan: Plan, shape: ModelShape | None) -> Table:
-    stock, ours = forecast(plan, shape)
+def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
+    stock, ours = forecast(made, shape)
     table = _table("forecast", "", "stock GRPO", "sGPO", "ratio")
     rows: list[tuple[str, str]] = [("training steps", "steps"), ("rollouts, profile included", "rollouts")]
-    if plan.profile.has_lengths:
+    lengths = made.profile.has_lengths
+    if lengths:
         rows += [("tokens generated in training", "generated_tokens"), ("tokens trained on", "trained_tokens")]
-    if shape is not None:
+    if lengths and shape is not None:
         rows += [("FLOPs of the profile", "flops_profile"), ("FLOPs, profile included", "flops")]
         rows += [("FLOPs per rollout in a mixed group", "flops_per_teaching_rollout")]
     for label, name in rows:
@@ -134,7 +135,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
 
 
-def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
+def draw(made: ProfiledPlan, shape: ModelShape | None, path: Path) -> None:
     """The histogram of pass rates by class, the phases, and the forecast, as one PNG. Raises SgpoError for a bad path."""
     from matplotlib.figure import Figure
 
@@ -146,9 +147,9 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
         raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    _draw_rates(rates, plan)
-    _draw_phases(phases, plan)
-    _draw_forecast(cost, *forecast(plan, shape))
+    _draw_rates(rates, made)
+    _draw_phases(phases, made.plan)
+    _draw_forecast(cost, *forecast(made, shape))
     for axes in (rates, phases, cost):
         axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -162,8 +163,8 @@ def draw(plan: Plan, shape: ModelShape | None, path: Path) -> None:
         raise SgpoError(f"--plot {path}: cannot be written ({error.strerror}); name another file") from None
 
 
-def _draw_rates(axes, plan: Plan) -> None:
-    edges, counts = pass_rate_bins(plan)
+def _draw_rates(axes, made: ProfiledPlan) -> None:
+    edges, counts = pass_rate_bins(made)
     below = np.zeros(counts.shape[1])
     for kind in COLOURS:
         label = f"{kind.name.lower()} ({counts[kind].sum()})"
@@ -171,7 +172,7 @@ def _draw_rates(axes, plan: Plan) -> None:
             edges[:-1], counts[kind], np.diff(edges) * 0.9, bottom=below, align="edge", color=COLOURS[kind], label=label
         )
         below += counts[kind]
-    axes.set(title=f"pass rates of {len(plan.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
+    axes.set(title=f"pass rates of {len(made.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
     axes.margins(y=0.2)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpo_verl.cost import StepTokens
@@ -95,7 +96,7 @@ class Profile:
     @property
     def has_lengths(self) -> bool:
         """Whether it counted tokens; another tool's may not have."""
-        return bool(self.table["response_tokens_mean"].any())
+        return bool(self.table["response_tokens_mean"].any() and self.table["prompt_tokens"].any())
 
     def tokens(self) -> StepTokens:
         """What the samples took to generate."""
@@ -128,7 +129,9 @@ class Profile:
     def _positions(self, keys_P: np.ndarray, source: str, index_P: np.ndarray | None) -> np.ndarray:
         """Row of each prompt in this table, -1 where it has none."""
         if not self.by_index:
-            return pd.Index(self.table["prompt_key"]).get_indexer(pd.Index(keys_P))
+            text = pa.large_string()  # in Arrow: pandas' index would make a Python string of every key
+            found = pc.index_in(pa.array(keys_P, text), value_set=pa.array(self.table["prompt_key"], text))
+            return found.fill_null(-1).to_numpy()
         if index_P is None or len(np.unique(index_P)) < len(index_P):
             raise SgpoError(
                 f"{source}: has indices for prompts, and in data.train_files extra_info.index is not one number per prompt: "

@@ -1,6 +1,11 @@
 """The thin twins in verl, piece by piece, on verl's own classes."""
 
+import gc
+import weakref
+
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
@@ -13,6 +18,7 @@ from verl.utils.flops_counter import FlopsCounter
 
 from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N, CurriculumDataLoader, identify_dataset
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
+from sgpo_verl.binding.session import Session
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.cost import shape_from_config
 from sgpo_verl.errors import SgpoError
@@ -101,7 +107,7 @@ def loader(folder):
     profile = load_profile(tiny.make_profile(folder, [8] * 12 + [4] * 20 + [1] * 8 + [0] * 8, arguments))
 
     def make(settings=None):
-        plan = make_plan(profile.align(prompts.keys_P), load_settings(settings or {}), NUMBERS)
+        plan = make_plan(profile.align(prompts.keys_P), load_settings(settings or {}), NUMBERS).plan
         return CurriculumDataLoader(dataset, prompts, plan.method(), Ledger())
 
     return make
@@ -136,3 +142,66 @@ def test_a_stock_checkpoint_and_one_of_another_plan_are_refused(loader):
     state = loader({"seed": 3}).state_dict()
     with pytest.raises(SgpoError, match=r"sgpo.seed: checkpoint '3', run '0'"):
         loader().load_state_dict(state)
+
+
+def started(folder, **more):
+    arguments = tiny.overrides(folder, **{"algorithm.adv_estimator": None, "+sgpo": "paper", **more})
+    config = OmegaConf.create(compose(arguments))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    return Session.start(config, create_rl_dataset(config.data.train_files, config.data, tokenizer, None), tokenizer)
+
+
+def test_a_started_session_does_not_keep_the_profile(folder, monkeypatch):
+    path = tiny.make_profile(
+        folder, [4] * 48, tiny.overrides(folder, **{"algorithm.adv_estimator": None, "+sgpo": "paper"})
+    )
+    seen = []
+
+    def load(path):
+        profile = load_profile(path)
+        seen.append(weakref.ref(profile.table))
+        return profile
+
+    monkeypatch.setattr("sgpo_verl.binding.session.load_profile", load)
+    session = started(folder, **{"sgpo.profile.path": path})
+    gc.collect()
+    assert session.plan.total_steps > 0
+    assert [table() for table in seen] == [None]
+
+
+def dataset_of(folder, frame: datasets.Dataset):
+    """verl's data set class over other rows."""
+    config = OmegaConf.create(compose(tiny.overrides(folder)))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    dataset = create_rl_dataset(config.data.train_files, config.data, tokenizer, None)
+    dataset.dataframe = frame
+    return dataset
+
+
+def rows_of(sources: list[str], indices: pa.Array) -> datasets.Dataset:
+    messages = pa.array([[{"role": "user", "content": f"{i}+1="}] for i in range(len(indices))])
+    extra_info = pa.StructArray.from_arrays([indices], ["index"])
+    return datasets.Dataset(pa.table({"data_source": sources, "prompt": messages, "extra_info": extra_info}))
+
+
+def test_a_filtered_and_shuffled_data_set_has_the_keys_of_its_rows(folder, monkeypatch):
+    monkeypatch.setattr("sgpo_verl.binding.dataloader.ROWS_AT_ONCE", 2)
+    frame = rows_of(["a", "a", "b", "b", "a"], pa.array([7, 8, 7, 8, 9]))
+    prompts = identify_dataset(dataset_of(folder, frame.select([4, 2, 0])), "error")
+    assert prompts.keys_P.tolist() == ["a:9", "b:7", "a:7"]
+    assert (prompts.rows_P.tolist(), prompts.sources_P.tolist()) == ([0, 1, 2], ["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("indices", "keys"),
+    [
+        (pa.array(["x", "y"]), ["s:x", "s:y"]),
+        (pa.array([2**63, 1], pa.uint64()), [f"s:{2**63}", "s:1"]),
+        # sha256 of '["s", [[{"content": "0+1=", "role": "user"}], null]]' and of that with "1+1=", first 16 digits
+        (pa.array([1, 1]), ["s#392feac07d8aaefa", "s#b48c018023f15583"]),
+        (pa.array([1, None]), ["s#392feac07d8aaefa", "s#b48c018023f15583"]),
+    ],
+)
+def test_indices_that_are_not_one_integer_per_row_are_read_row_by_row(folder, indices, keys):
+    prompts = identify_dataset(dataset_of(folder, rows_of(["s", "s"], indices)), "error")
+    assert prompts.keys_P.tolist() == keys

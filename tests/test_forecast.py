@@ -50,6 +50,23 @@ def test_attention_is_counted_at_the_mean_length():
     assert ours.flops == 2 * 52_000 + 2 * 13_600 + 4 * 2 * 14_400
 
 
+def test_prompts_that_could_not_be_profiled_cost_stock_grpo_as_much_as_the_others_and_teach_it_nothing():
+    table = PROFILE.table.copy()
+    table.loc[4:, ["trials", "successes", "prompt_tokens", "response_tokens_mean"]] = 0
+    stock, ours = forecast(make_plan(replace(PROFILE, table=table), load_settings({}), NUMBERS), ModelShape(1, 0))
+    # still 2 steps of 360 generated and 480 trained tokens; p = 1/2 of four prompts: 0.875, p = 0 of four
+    assert (stock.steps, stock.generated_tokens, stock.trained_tokens, stock.mixed) == (2, 720, 960, 0.4375)
+    # the profile took 4 x 8 samples: 2 x (4 x 10 + 32 x 20)
+    assert (ours.rollouts, ours.flops_profile) == (16 + 32, 1360)
+
+
+def test_without_lengths_tokens_and_flops_are_zero_and_the_rest_is_there():
+    made = make_plan(make_profile([4] * 8, prompt=0, response=0.0), load_settings({}), NUMBERS)
+    stock, ours = forecast(made, ModelShape(1, 1))
+    assert (stock.generated_tokens, stock.flops, ours.trained_tokens, ours.flops) == (0, 0, 0, 0)
+    assert (stock.rollouts, ours.rollouts, stock.mixed) == (32, 16 + 64, 0.875)
+
+
 def test_scoring_passes_and_update_epochs_are_counted():
     stock, _ = both(replace(NUMBERS, scoring_passes=2, ppo_epochs=2), ModelShape(1, 0))
     assert stock.flops == 1440 + (2 + 6) * 2 * 960

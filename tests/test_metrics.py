@@ -12,7 +12,7 @@ from sgpo_verl.metrics import Ledger, group_metrics, step_metrics
 
 SHAPE = ModelShape(1, 0)
 STEP = StepTokens(groups=2, prompt_tokens=20, rows=4, response_tokens=80, trained=128, trained_rows=5, epochs=2)
-OUTCOMES = [Outcome("a", 2, 1, 0.5), Outcome("b", 2, 2, 1.0), Outcome("c", 4, 0, 0.0), Outcome("d", 8, 7, 0.9)]
+OUTCOMES = [Outcome(0, 2, 1, 0.5), Outcome(1, 2, 2, 1.0), Outcome(2, 4, 0, 0.0), Outcome(3, 8, 7, 0.9)]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ OUTCOMES = [Outcome("a", 2, 1, 0.5), Outcome("b", 2, 2, 1.0), Outcome("c", 4, 0,
     [(2, 1, "mixed"), (2, 2, "all_correct"), (2, 0, "all_wrong"), (1, 1, "all_correct"), (1, 0, "all_wrong")],
 )
 def test_kinds_of_groups(size, successes, kind):
-    assert Outcome("a", size, successes, 0.0).kind == kind
+    assert Outcome(0, size, successes, 0.0).kind == kind
 
 
 def test_shares_of_groups_and_their_mean_size():

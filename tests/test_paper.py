@@ -14,7 +14,7 @@ from sgpo_verl.methods import METHODS
 from sgpo_verl.methods.base import Outcome
 from sgpo_verl.methods.paper import Class, Paper, Phase, classify, group_size, phases, split
 
-TRIVIAL, LEARNABLE, UNSOLVED = Class.TRIVIAL, Class.LEARNABLE, Class.UNSOLVED
+TRIVIAL, LEARNABLE, UNSOLVED, FAILED = Class
 
 
 def classes(trials: int, successes: list[int], **settings) -> list[int]:
@@ -30,6 +30,17 @@ def sizes(trials: int, successes: list[int], **settings) -> list[int]:
 def test_classes_for_eight_samples():
     # p = 0 unsolved; 1/8 .. 6/8 = 0.75 learnable; 7/8 and 8/8 above 0.75 trivial
     assert classes(8, [0, 1, 2, 3, 4, 5, 6, 7, 8]) == [UNSOLVED, *[LEARNABLE] * 6, TRIVIAL, TRIVIAL]
+
+
+def test_a_prompt_without_trials_failed_and_is_not_unsolved():
+    found = classify(np.array([0, 8, 0, 8]), np.array([0, 0, 0, 4]), FilterSettings())
+    assert found.tolist() == [FAILED, UNSOLVED, FAILED, LEARNABLE]
+    assert found.dtype == np.int8
+
+
+@pytest.mark.parametrize("rounding", ["floor", "nearest", "ceil", "none"])
+def test_group_sizes_exist_for_prompts_without_trials_too(rounding):
+    assert sizes(0, [0], rounding=rounding) == [8]
 
 
 def test_group_sizes_for_eight_samples():
@@ -141,6 +152,20 @@ def test_the_share_of_unsolved_prompts(fraction, expected):
     assert [p.unsolved for p in make_phases(unsolved=10, fraction=fraction)] == [expected, expected]
 
 
+def test_failed_prompts_are_in_no_phase_even_if_all_unsolved_ones_are():
+    class_P = np.array([FAILED, LEARNABLE, FAILED, UNSOLVED, UNSOLVED])
+    (phase,) = phases(class_P, np.array([8, 2, 2, 8, 8]), FilterSettings(unsolved_fraction=1.0), 0)
+    assert phase.prompts_M.tolist() == [1, 3, 4]
+    assert phase.prompts_M.dtype == np.int32
+
+
+def test_nothing_learnable_says_how_many_could_not_be_profiled():
+    with pytest.raises(
+        SgpoError, match=r"of 3, 1 are trivial .* and 1 were never solved, 1 could not be profiled; use"
+    ):
+        phases(np.array([TRIVIAL, UNSOLVED, FAILED]), np.array([2, 8, 8]), FilterSettings(), 0)
+
+
 def test_nothing_learnable_is_refused_with_the_counts_and_the_way_out():
     with pytest.raises(SgpoError, match=r"of 3, 1 are trivial .*max_pass_rate=0\.75\) and 2 were never solved; use"):
         phases(np.array([TRIVIAL, UNSOLVED, UNSOLVED]), np.array([2, 8, 8]), FilterSettings(), 0)
@@ -169,7 +194,7 @@ def paper(seed: int = 0, budgets=(24, 48), **curriculum) -> Paper:
 
 
 def outcomes(groups, reward: float = 0.5) -> list[Outcome]:
-    return [Outcome(key, size, size // 2, reward) for key, size in groups]
+    return [Outcome(prompt, size, size // 2, reward) for prompt, size in groups]
 
 
 def test_paper_is_the_method_that_its_name_says():
@@ -197,7 +222,7 @@ def test_every_prompt_of_a_phase_is_drawn_once_before_any_is_drawn_again(seed, f
     method, drawn = paper(seed, budgets=(first, 48)), {0: [], 1: []}
     for rollouts in [first, *more]:
         groups = method.next_groups(rollouts)
-        drawn[method.phase] += [key for key, _ in groups]
+        drawn[method.phase] += [prompt for prompt, _ in groups]
     for number, phase in enumerate(method.phases):
         everyone = sorted(phase.prompts_M.tolist())
         length = len(everyone)
@@ -208,7 +233,7 @@ def test_every_prompt_of_a_phase_is_drawn_once_before_any_is_drawn_again(seed, f
 
 def test_passes_differ_in_their_order():
     method = paper(budgets=(10_000, 1))
-    passes = [tuple(key for key, _ in method.next_groups(14)) for _ in range(10)]
+    passes = [tuple(prompt for prompt, _ in method.next_groups(14)) for _ in range(10)]
     assert len(set(passes)) > 1
 
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from itertools import combinations
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from profiles import make_profile
 
 from sgpo_verl.config import load_settings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import RunNumbers, make_plan, share
+from sgpo_verl.plan import RunNumbers, digest, make_plan, share
+from sgpo_verl.prompts import TEXT
 
 # 8 prompts of group size 2, 4 of 4, 2 of 8, 2 trivial ones, none unsolved
 SUCCESSES = [3] * 8 + [2] * 4 + [1] * 2 + [8] * 2
@@ -19,7 +22,7 @@ NUMBERS = RunNumbers(train_batch_size=4, rollout_n=4, mini_batch_size=4)  # 16 r
 
 
 def plan(successes=SUCCESSES, numbers: RunNumbers = NUMBERS, **settings):
-    return make_plan(make_profile(successes), load_settings(settings), numbers)
+    return make_plan(make_profile(successes), load_settings(settings), numbers).plan
 
 
 def test_a_plan_of_one_pass():
@@ -60,8 +63,8 @@ def test_training_draws_every_prompt_of_every_phase_at_least_epochs_times(succes
     for _ in range(made.total_steps):
         groups = method.next_groups(made.step_rollouts(method.group_size()))
         phases_seen.append(method.phase)
-        for key, _ in groups:
-            drawn[method.phase, key] = drawn.get((method.phase, key), 0) + 1
+        for prompt, _ in groups:
+            drawn[method.phase, prompt] = drawn.get((method.phase, prompt), 0) + 1
     assert phases_seen == [number for number, steps in enumerate(made.steps) for _ in range(steps)]
     for number, phase in enumerate(made.phases):
         assert all(drawn[number, p] >= epochs for p in phase.prompts_M)
@@ -171,6 +174,44 @@ def test_the_same_plan_resumes_and_another_is_refused_by_what_differs():
     for difference, other in others.items():
         with pytest.raises(SgpoError, match=difference):
             other.method().load_state_dict(state)
+
+
+def changed(**columns):
+    """The digest of three prompts, columns replaced."""
+    profile = make_profile([3, 2, 1])
+    return digest(replace(profile, table=profile.table.assign(**columns)))
+
+
+def test_the_digest_is_of_keys_trials_and_successes_in_their_order():
+    others = [
+        changed(prompt_key=["toy:1", "toy:0", "toy:2"]),
+        changed(prompt_key=["toy:", "0toy:1", "toy:2"]),  # the same letters, cut elsewhere
+        changed(prompt_key=["toy:0", "toy:1", "toy:3"]),
+        changed(trials=[8, 8, 9]),
+        changed(successes=[2, 3, 1]),
+        changed(trials=[3, 2, 1], successes=[8, 8, 8]),
+    ]
+    assert len({changed(), *others}) == 7
+    assert changed(reward_mean=0.5, prompt_tokens=7) == changed()
+
+
+def test_the_digest_does_not_depend_on_how_the_columns_are_stored():
+    assert (
+        changed() == "3e4340c0c0957ed6"
+    )  # sha256 of lengths 5, 5, 5 as int64, "toy:0toy:1toy:2", 8, 8, 8, 3, 2, 1 as int32
+    keys = ["toy:0", "toy:1", "toy:2"]
+    chunked = pa.chunked_array([keys[:1], keys[1:]], pa.large_string())
+    assert changed(prompt_key=pd.array(chunked, dtype=TEXT)) == changed()
+    assert changed(prompt_key=pd.array(["x", *keys], dtype=TEXT)[1:]) == changed()
+    assert changed(prompt_key=pd.Series(keys, dtype=object)) == changed()
+    assert changed(trials=pd.array([8, 8, 8], dtype="int32")) == changed()
+
+
+def test_a_plan_holds_nothing_that_is_as_long_as_the_profile_but_positions():
+    made = make_plan(make_profile(SUCCESSES), load_settings({}), NUMBERS)
+    assert (made.class_P.dtype, len(made.class_P)) == ("int8", 16)
+    assert {p.prompts_M.dtype.name for p in made.plan.phases} == {"int32"}
+    assert set(vars(made.plan)) == {"settings", "numbers", "phases", "steps", "rollouts", "counts"}
 
 
 @pytest.mark.parametrize("missing", ["fingerprint", "phase", "drawn", "spent", "total", "rewards"])

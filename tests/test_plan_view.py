@@ -135,17 +135,27 @@ def test_a_place_that_takes_no_png_is_refused(tmp_path, name):
     assert os.listdir(tmp_path) == ["folder.png"]
 
 
-def test_a_profile_without_lengths_forecasts_no_tokens_and_says_why(capsys):
-    made = make_plan(make_profile([8, 4, 2, 1, 0] * 4, prompt=0, response=0.0), load_settings({}), NUMBERS)
-    plan_view.show(made, None)
-    out = capsys.readouterr().out
-    assert "need prompt and response lengths, which this profile does not have" in " ".join(out.split())
-    assert "tokens trained on" not in out and "training steps" in out
+@pytest.mark.parametrize("shape", [SHAPE, None])
+def test_a_profile_without_lengths_forecasts_no_tokens_and_says_why(shown, shape):
+    made = make_plan(make_profile(SUCCESSES, prompt=0, response=0.0), load_settings({}), NUMBERS)
+    *tables, reason = shown(made, shape)
+    assert reason == "Token counts and FLOPs need prompt and response lengths, which this profile does not have."
+    assert not any("tokens" in line or "FLOPs" in line for line in tables)
+    assert "rollouts, profile included 112 272 0.41x" in tables
 
 
-def test_prompts_that_could_not_be_profiled_are_listed_and_left_out(capsys):
+def test_without_lengths_no_model_is_read(tmp_path):
+    assert plan_view.shape_of(config(model(tmp_path / "mine", 1)), make_profile([1], response=0.0)) is None
+
+
+def test_prompts_that_could_not_be_profiled_are_listed_and_left_out(shown):
     profile = make_profile([8, 4, 2, 1, 0, 0])
     made = make_plan(replace(profile, table=profile.table.assign(trials=[8] * 5 + [0])), load_settings({}), NUMBERS)
-    assert all(5 not in phase.prompts_M for phase in made.phases)
-    plan_view.show(made, None)
-    assert "left out (could not be profiled)" in capsys.readouterr().out
+    lines = shown(made)
+    assert "failed 1 17% left out (could not be profiled)" in lines
+    assert "unsolved 1 17% 0 drawn into each phase" in lines
+    assert "0 1 " + "█" * 40 in lines  # the unsolved one alone has a pass rate of 0
+
+
+def test_without_such_prompts_there_is_no_line_for_them(shown):
+    assert not any(line.startswith("failed") for line in shown(plan()))

@@ -4,12 +4,13 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.prompts import NO_INDEX, identify
+from sgpo_verl.prompts import NO_INDEX, identify, identify_indexed
 
 
 def test_source_and_index_make_the_key_where_they_are_unique():
@@ -114,3 +115,22 @@ def test_keys_are_unique_and_do_not_depend_on_the_order_of_rows(rows, seed):
     # of duplicates (equal source and content, another index) either row may be the one that is kept
     assert all(there[row] == key for row, key in here.items() if row in there)
     assert set(here.values()) == set(there.values())
+
+
+indexed = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "a:1", "", "日本"]), st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 2))
+)
+
+
+@given(indexed.filter(bool), st.integers(1, 5), st.sampled_from([pa.string(), pa.large_string()]))
+def test_whole_columns_give_the_keys_that_rows_give(rows, chunk, text):
+    sources, indices = map(list, zip(*rows, strict=True))
+    chunks = pa.chunked_array([pa.array(sources[i : i + chunk], text) for i in range(0, len(rows), chunk)])
+    found = identify_indexed(chunks, np.array(indices, dtype=np.int64))
+    if len(set(rows)) < len(rows):
+        assert found is None
+        return
+    expected = identify(sources, indices, [None] * len(rows))
+    for name in ("keys_P", "sources_P", "index_P", "rows_P"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        assert (mine.tolist(), mine.dtype) == (theirs.tolist(), theirs.dtype)

@@ -23,6 +23,7 @@ from sgpo_verl.prompts import Prompts, identify, identify_indexed
 
 PROMPT = "sgpo_prompt"  # batch field that carries a prompt's position in the plan to its outcome
 ROLLOUT_N = "__rollout_n__"  # batch field in which verl's agent loop reads the number of rollouts of a prompt
+ROWS_AT_ONCE = 10_000
 
 
 def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
@@ -57,20 +58,27 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
 def _identify_columns(frame: datasets.Dataset, prompt_key: str) -> Prompts | None:
     """Identities from whole columns, if these are as they should be and every row has an integer index of its own."""
     schema = frame.features.arrow_schema
+    source, messages = schema.field("data_source").type, schema.field(prompt_key).type
     extra = schema.field("extra_info").type if "extra_info" in schema.names else pa.null()
-    well_typed = pa.types.is_string(schema.field("data_source").type) and pa.types.is_list(
-        schema.field(prompt_key).type
-    )
-    if not well_typed or not pa.types.is_struct(extra) or extra.get_field_index("index") < 0:
+    if not pa.types.is_struct(extra) or extra.get_field_index("index") < 0:
         return None
-    table = frame.select_columns(["data_source", "extra_info"]).with_format("arrow")[:]
-    sources, index = (
-        table["data_source"].combine_chunks(),
-        pc.struct_field(table["extra_info"], "index").combine_chunks(),
-    )
-    if not pa.types.is_integer(index.type) or index.null_count or sources.null_count or not table.num_rows:
+    index = extra.field("index").type
+    texts = pa.types.is_string(source) or pa.types.is_large_string(source)  # the latter is what pandas writes
+    numbers = pa.types.is_integer(index) and not pa.types.is_uint64(index)
+    chats = pa.types.is_list(messages) and pa.types.is_struct(messages.value_type)
+    truth = "reward_model" not in schema.names or pa.types.is_struct(schema.field("reward_model").type)
+    if not (texts and numbers and chats and truth):
+        return None  # row by row, for the error that names the row
+    # In parts, compacted: of a filtered data set, datasets hands out chunks of one row, hundreds of bytes each.
+    parts = frame.select_columns(["data_source", "extra_info"]).with_format("arrow").iter(ROWS_AT_ONCE)
+    columns = [
+        (part["data_source"].combine_chunks(), pc.struct_field(part["extra_info"], "index").combine_chunks())
+        for part in parts
+    ]
+    sources, indices = (pa.chunked_array(chunks) for chunks in zip(*columns, strict=True))
+    if indices.null_count or sources.null_count:
         return None
-    return identify_indexed(sources, index.to_numpy().astype(np.int64))
+    return identify_indexed(sources, indices.to_numpy().astype(np.int64))
 
 
 def _check_row(row: int, source: Any, extra_info: Any, messages: Any, reward_model: Any) -> None:
@@ -90,7 +98,8 @@ def _check_row(row: int, source: Any, extra_info: Any, messages: Any, reward_mod
 class CurriculumDataLoader:
     """Rows of the groups that the method chooses, one batch per call; and the state that a checkpoint must hold.
 
-    dataset: verl's. prompts: identities of its rows. method: decides. ledger: running totals of the run's cost.
+    dataset: verl's. prompts: identities of its rows, by position in the plan. method: decides. ledger: running totals of
+    the run's cost.
     """
 
     def __init__(self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger):

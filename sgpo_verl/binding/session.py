@@ -31,7 +31,7 @@ logger = logging.getLogger("sgpo_verl")
 
 @dataclass(frozen=True)
 class Session:
-    """What the trainer asks."""
+    """What the trainer asks: for as long as it trains, so no profile is kept."""
 
     settings: Settings
     plan: Plan
@@ -49,7 +49,7 @@ class Session:
         prompts = identify_dataset(dataset, settings.duplicates)
         wanted = metadata_for(plain, settings, tokenizer)
         made, path = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
-        plan = make_plan(made.align(prompts.keys_P, str(path), prompts.index_P), settings, numbers)
+        plan = make_plan(made.align(prompts.keys_P, str(path), prompts.index_P), settings, numbers).plan
         shape = model_shape(config)
         ledger = Ledger.after_profile(shape, made)
         method = plan.method()

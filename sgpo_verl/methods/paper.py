@@ -70,7 +70,7 @@ def group_size(trials_P: np.ndarray, successes_P: np.ndarray, settings: GroupSiz
 
 @dataclass(frozen=True)
 class Phase:
-    """One cluster of the curriculum. prompts_M: positions (in plan order) of its M prompts, unsolved sample included."""
+    """One cluster of the curriculum. prompts_M: int32, positions in the plan of its M prompts, unsolved ones last."""
 
     group_size: int
     learnable: int
@@ -95,7 +95,7 @@ def phases(class_P: np.ndarray, size_P: np.ndarray, settings: FilterSettings, se
     for number, size in enumerate(np.unique(size_P[learnable_P])):
         cluster_C = np.flatnonzero(learnable_P & (size_P == size))
         extra_U = np.random.default_rng([seed, number]).choice(unsolved_U, size=draw, replace=False)
-        prompts_M = np.concatenate([cluster_C, np.sort(extra_U)]).astype(np.int64)
+        prompts_M = np.concatenate([cluster_C, np.sort(extra_U)]).astype(np.int32)
         result.append(Phase(int(size), len(cluster_C), draw, prompts_M))
     return result
 
@@ -145,7 +145,7 @@ class Paper:
         self.spent = 0  # rollouts handed out in this phase
         self.total = 0  # rollouts handed out in all
         self.rewards: list[float] = []  # mean reward of each step of this phase
-        self._order_key, self._order_M = (-1, -1), np.array([], dtype=np.int64)
+        self._order_key, self._order_M = (-1, -1), np.array([], dtype=np.int32)
 
     def group_size(self, refill: bool = False) -> int:
         """G of the groups that come next; refill: of those that were handed out last."""
@@ -191,7 +191,7 @@ class Paper:
             # From 1 on: [s, p, 0] would be the stream of [s, p], from which the unsolved sample was drawn.
             rng = np.random.default_rng([self.seed, self.phase, 1 + number])
             self._order_key = (self.phase, number)
-            self._order_M = rng.permutation(len(self.phases[self.phase].prompts_M))
+            self._order_M = rng.permutation(len(self.phases[self.phase].prompts_M)).astype(np.int32)
         return self._order_M
 
     def state_dict(self) -> dict[str, Any]:
