@@ -42,6 +42,8 @@ def _check_pair(a: Profile, b: Profile, names: str) -> None:
     files_a, files_b = a.metadata.data, b.metadata.data
     changed = sorted(f for f in files_a.keys() & files_b.keys() if files_a[f] != files_b[f])
     lines += [f"data.{f}: first {files_a[f]!r}, second {files_b[f]!r}" for f in changed]
+    silent = [set(profile.metadata.unstated()) for profile in (a, b)]
+    lines += [f"{name}: only one of them states it" for name in sorted(silent[0] ^ silent[1])]
     if lines:
         raise SgpoError(f"{names}: cannot be added up ({'; '.join(lines)})")
     passes = {p["id"] for p in a.metadata.passes} & {p["id"] for p in b.metadata.passes}

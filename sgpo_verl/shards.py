@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,70 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgpo_verl.counts import SHARD, Counts, Sampled
 from sgpo_verl.errors import SgpoError
 
 SHARD_LINES = 10_000
 SYNC_SECONDS = 5.0  # how much a power cut may cost; a killed process loses nothing that was added
-SHARD = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("trials", pa.int32()),
-        ("successes", pa.int32()),
-        ("reward_sum", pa.float64()),
-        ("prompt_tokens", pa.int32()),
-        ("response_tokens", pa.int64()),
-        ("failure", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What one request gave: ``trials`` scored samples of the prompt at ``position``; or none, and why."""
-
-    position: int
-    trials: int
-    successes: int
-    reward_sum: float
-    prompt_tokens: int
-    response_tokens: int
-    failure: str | None = None
-
-
-class Counts:
-    """Sums over all requests so far, per prompt: 28 bytes each. failures: reasons, of prompts whose last request failed."""
-
-    def __init__(self, prompts: int):
-        self.trials_P, self.successes_P = np.zeros(prompts, np.int32), np.zeros(prompts, np.int32)
-        self.reward_sum_P = np.zeros(prompts, np.float64)
-        self.prompt_tokens_P, self.response_tokens_P = np.zeros(prompts, np.int32), np.zeros(prompts, np.int64)
-        self.failures: dict[int, str] = {}
-
-    def add_shard(self, table: pa.Table) -> None:
-        """All rows of a shard."""
-        columns = {name: table[name].to_numpy() for name in SHARD.names[:-1]}
-        position = columns["position"]
-        for name in ("trials", "successes", "reward_sum", "response_tokens"):
-            np.add.at(getattr(self, f"{name}_P"), position, columns[name])
-        sampled = columns["trials"] > 0
-        self.prompt_tokens_P[position[sampled]] = columns["prompt_tokens"][sampled]
-        for p, reason in zip(position.tolist(), table["failure"].to_pylist(), strict=True):
-            if reason is not None:
-                self.failures[p] = reason
-            else:
-                self.failures.pop(p, None)
-
-    def add(self, sampled: Sampled) -> None:
-        p = sampled.position
-        if sampled.failure is not None:
-            self.failures[p] = sampled.failure
-            return
-        self.failures.pop(p, None)
-        self.trials_P[p] += sampled.trials
-        self.successes_P[p] += sampled.successes
-        self.reward_sum_P[p] += sampled.reward_sum
-        self.prompt_tokens_P[p] = sampled.prompt_tokens
-        self.response_tokens_P[p] += sampled.response_tokens
 
 
 def parts_folder(profile: str | Path) -> Path:

@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from sgpo_verl.config import FilterSettings
+from sgpo_verl.counts import Sampled
 from sgpo_verl.methods.paper import Class, classify
-from sgpo_verl.shards import Sampled
 
 
 class Tally:

@@ -8,7 +8,7 @@ from profiles import make_profile
 
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.merge import merge
-from sgpo_verl.profile import Profile, load_profile, save_profile
+from sgpo_verl.profile import Profile, ProfileMetadata, load_profile, save_profile
 
 
 def made(successes, seed=0, number=1, **metadata):
@@ -143,3 +143,10 @@ def test_a_profile_known_by_index_alone_is_refused():
     profile = Profile(made([1]).table, made([1]).metadata, by_index=True)
     with pytest.raises(SgpoError, match="profile 2: has indices for prompts, no keys"):
         merge([made([1]), profile])
+
+
+def test_a_table_that_states_nothing_is_not_added_to_one_that_does():
+    plain = Profile(made([1]).table, ProfileMetadata(success_threshold=None))
+    with pytest.raises(SgpoError, match="chat_template: only one of them states it"):
+        merge([made([1]), plain])
+    assert merge([plain, plain]).samples == 16

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpo_verl import shards
+from sgpo_verl.counts import Sampled
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.shards import PassFiles, Sampled, discard, parts_folder, pass_id
+from sgpo_verl.shards import PassFiles, discard, parts_folder, pass_id
 
 HEADER = {"model": {"fingerprint": "a"}, "seed": 0}
 
@@ -181,11 +182,12 @@ WRITER = """
 import sys
 from pathlib import Path
 from sgpo_verl import shards
+from sgpo_verl.counts import Sampled
 shards.SHARD_LINES = 7
 with shards.PassFiles(Path(sys.argv[1]), {"seed": 0}, 2000) as files:
     for position in range(2000):
         if files.counts.trials_P[position] == 0:
-            files.add(shards.Sampled(position, 8, position % 9, float(position % 9), 5, 40))
+            files.add(Sampled(position, 8, position % 9, float(position % 9), 5, 40))
             print(position, flush=True)  # said after it was added: so it must be found again
 """
 

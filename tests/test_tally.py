@@ -3,7 +3,7 @@
 import numpy as np
 
 from sgpo_verl.config import FilterSettings
-from sgpo_verl.shards import Sampled
+from sgpo_verl.counts import Sampled
 from sgpo_verl.tally import Tally, plain_lines
 
 

@@ -91,10 +91,11 @@ def _existing(
     """
     existing, n = load_profile(output), target.settings.profile.n
     lines = differences(existing.metadata, target.metadata)
-    made = existing.samples / len(existing)
-    if not add and not target.settings.profile.adaptive and int(existing.table["trials"].max()) != n:
-        more = f" (--add {n - made:g} samples the missing ones)" if n > made and made == int(made) else ""
-        lines.append(f"samples per prompt: profile {made:g}, sgpo.profile.n {n}{more}")
+    most = int(existing.table["trials"].max())
+    if not add and most < n:
+        lines.append(f"samples per prompt: profile {most}, sgpo.profile.n {n} (--add {n - most} samples the rest)")
+    if add and (unstated := existing.metadata.unstated()):
+        lines.append(f"it does not state its {', '.join(unstated)}, so nothing can be added")
     if lines:
         raise SgpoError(f"{output}: holds a profile of something else ({'; '.join(lines)}); use --force or another -o")
     parts = parts_folder(output)

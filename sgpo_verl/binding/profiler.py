@@ -24,12 +24,13 @@ from sgpo_verl.binding.servers import check_profilable
 from sgpo_verl.binding.sources import SamplerStart, load_hf_config, sampler_for
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import generate_flops, shape_from_config
+from sgpo_verl.counts import Sampled
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.merge import add_up
 from sgpo_verl.profile import Profile, ProfileMetadata, save_profile
 from sgpo_verl.prompts import Prompts
 from sgpo_verl.rewards import BadReward, check_score, succeeded
-from sgpo_verl.shards import PassFiles, Sampled, parts_folder
+from sgpo_verl.shards import PassFiles, parts_folder
 from sgpo_verl.tally import Tally
 
 HOPELESS = 64  # prompts that all failed, and none that did not: it is not the prompts
