@@ -52,9 +52,7 @@ def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
             style="yellow",
         )
     if not made.profile.has_lengths:
-        console.print(
-            "Token counts and FLOPs need prompt and response lengths, which this profile does not have.", style="yellow"
-        )
+        console.print("No tokens and FLOPs: this profile has no prompt and response lengths.", style="yellow")
     elif shape is None:
         console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
 

@@ -139,7 +139,7 @@ def test_a_place_that_takes_no_png_is_refused(tmp_path, name):
 def test_a_profile_without_lengths_forecasts_no_tokens_and_says_why(shown, shape):
     made = make_plan(make_profile(SUCCESSES, prompt=0, response=0.0), load_settings({}), NUMBERS)
     *tables, reason = shown(made, shape)
-    assert reason == "Token counts and FLOPs need prompt and response lengths, which this profile does not have."
+    assert reason == "No tokens and FLOPs: this profile has no prompt and response lengths."
     assert not any("tokens" in line or "FLOPs" in line for line in tables)
     assert "rollouts, profile included 112 272 0.41x" in tables
 

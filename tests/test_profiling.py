@@ -318,6 +318,17 @@ def test_a_row_that_needs_an_agent_loop_is_a_failure_of_the_fast_path(folder, re
         sample(folder, replicas, tmp_path / "p.parquet", **more)
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_a_failure(folder, replicas, tmp_path):
+    frame = pd.read_parquet(folder / "train.parquet")
+    prompts = [list(p) for p in frame["prompt"]]
+    prompts[5] = [{**prompts[5][0], "content": ""}]
+    frame.assign(prompt=prompts).to_parquet(tmp_path / "train.parquet")
+    more = {"data.train_files": tmp_path / "train.parquet", "sgpo.profile.max_failed_frac": 0.1}
+    table = sample(folder, replicas, tmp_path / "p.parquet", goal=2, **more).table.set_index("index")
+    assert table["trials"].drop(5).eq(2).all()
+    assert table["trials"][5] == 0 and table["failure"][5]
+
+
 def test_adaptive_sampling_spends_the_same_budget_unevenly(folder, replicas, tmp_path):
     profile = sample(folder, replicas, tmp_path / "p.parquet", **{"sgpo.profile.adaptive": True})
     trials = profile.table["trials"]

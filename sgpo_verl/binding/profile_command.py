@@ -104,6 +104,7 @@ def _existing(
         discard(parts)
     if not add or finished:
         done = "its last pass had ended" if add else "--force to redo, --add for more"
+        done += f"; {parts} holds an --add that was not finished" if pass_id(parts) else ""
         console.print(f"profile: {output} (already there: {len(existing)} prompts, {existing.samples} samples; {done})")
         return None, None
     base = existing.align(target.prompts.keys_P, str(output), target.prompts.index_P)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jinja2
 import numpy as np
 import ray
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager
-from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.rollout.utils import get_max_position_embeddings
 
@@ -60,11 +61,13 @@ def choose(config: DictConfig, dataset: Dataset, settings: Settings) -> str:
 
 def _needs_loops(dataset: Dataset) -> bool:
     """Whether a row names another agent than the single-turn one, or has a column of images, video or sound."""
-    frame = getattr(dataset, "dataframe", None)
-    names = getattr(frame, "column_names", [])
-    media = {dataset.image_key, dataset.video_key, dataset.audio_key} if names else set()
-    agents = set(frame.unique("agent_name")) if "agent_name" in names else set()
-    return bool(media & set(names) or agents - {"single_turn_agent", None})
+    if not isinstance(dataset, RLHFDataset):
+        return False  # each of its rows is looked at when its turn comes
+    names = set(dataset.dataframe.column_names)
+    agents = set(dataset.dataframe.unique("agent_name")) if "agent_name" in names else set()
+    return bool(
+        {dataset.image_key, dataset.video_key, dataset.audio_key} & names or agents - {"single_turn_agent", None}
+    )
 
 
 def request_seed(seed: int, key: str, first: int) -> int:
@@ -85,12 +88,18 @@ class CompletionsSampler:
     async def sample(self, item: dict, n: int, seed: int) -> Samples:
         _check_single_turn_text(item)
         async with self._generating:
-            prompt_ids = list(map(int, self.builder.build_initial_tokens(list(item["raw_prompt"]))))[
-                -self.prompt_length :
-            ]
+            prompt_ids = self._prompt_ids(item)
             responses = await self.fleet.sample(prompt_ids, n, seed)
         results = await self.scorer.score(item, prompt_ids, responses)
         return Samples(results, len(prompt_ids), sum(map(len, responses)))
+
+    def _prompt_ids(self, item: dict) -> list[int]:
+        """As verl's agent loop has them: chat template, then at most ``prompt_length`` from the end."""
+        try:
+            prompt_ids = self.builder.build_initial_tokens(list(item["raw_prompt"]))
+        except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+            raise PromptFailed(f"chat template: raised {error!r:.200}") from None
+        return list(map(int, prompt_ids))[-self.prompt_length :]
 
 
 def chat_builder(config: DictConfig, tokenizer: PreTrainedTokenizerBase, hf_config: PretrainedConfig):
