@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from sgpo_verl.errors import SgpoError
 
+Prune = Literal[True, False, "force"]
+
 
 class _Node(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -19,7 +21,7 @@ class _Node(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, Prune):
             raise PydanticCustomError("bool", "true and false are no value for this")
         return value
 
@@ -118,6 +120,11 @@ class Settings(_Node):
     success_threshold: float = Field(
         0.5,
         description="A rollout succeeds if the reward function's acc, or its score where it has none, is at least this.",
+    )
+    prune: Prune = Field(
+        False,
+        description="Leave rows without advantage out of log-probs and update; the gradient stays. force: even where a KL loss "
+        "or an entropy bonus would have moved them.",
     )
     graded_rewards: bool = Field(False, description="Accept scores other than 0 and 1; success is by the threshold.")
     duplicates: Literal["error", "first"] = Field(

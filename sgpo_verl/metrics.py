@@ -76,13 +76,26 @@ class Ledger:
             setattr(self, item.name, state[item.name])
 
 
-def step_metrics(outcomes: Sequence[Outcome], step: StepTokens, padding: int) -> dict[str, float]:
-    """What one step generated and trained. padding: rows verl added to fill up a batch; they are in ``step.trained``."""
-    return {
-        **group_metrics(outcomes),
-        "rollouts/generated": step.rows,
-        "rollouts/trained": step.trained_rows - padding,
-        "rollouts/padding": padding,
-        "tokens/generated": step.generated,
-        "tokens/trained": step.trained,
-    }
+class StepTotals:
+    """What one training step generated and trained, over all its local updates (verl's parameter_sync_step of them)."""
+
+    def __init__(self):
+        self.outcomes: list[Outcome] = []
+        self.tokens: list[StepTokens] = []
+        self.padding = 0
+
+    def add(self, outcomes: Sequence[Outcome], tokens: StepTokens, padding: int) -> None:
+        """padding: rows verl added to fill up a batch; they are in ``tokens.trained``."""
+        self.outcomes += outcomes
+        self.tokens.append(tokens)
+        self.padding += padding
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            **group_metrics(self.outcomes),
+            "rollouts/generated": sum(step.rows for step in self.tokens),
+            "rollouts/trained": sum(step.trained_rows for step in self.tokens) - self.padding,
+            "rollouts/padding": self.padding,
+            "tokens/generated": sum(step.generated for step in self.tokens),
+            "tokens/trained": sum(step.trained for step in self.tokens),
+        }

@@ -73,6 +73,11 @@ class Plan:
         """Rollouts of a step in a phase of groups of ``size``."""
         return _step_rollouts(self.settings, self.numbers, size)
 
+    @property
+    def rollouts_per_prompt(self) -> float | None:
+        """What one of the baseline's prompts is worth in a step; None where a step is counted in prompts."""
+        return None if self.settings.batch.unit == "prompts" else self.step_rollouts(1) / self.numbers.train_batch_size
+
     def method(self) -> Paper:
         """The curriculum, at its start."""
         budgets = [s * r for s, r in zip(self.steps, self.rollouts, strict=True)]

@@ -9,7 +9,7 @@ from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import RunNumbers
 
-TRAINER_MODES = ("sgpo_sync",)
+TRAINER_MODES = ("sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async")
 
 
 def compose(arguments: Sequence[str]) -> dict[str, Any]:
@@ -172,6 +172,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
             f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
             "trainer would run without the plan"
         )
+    _check_prune(config)
     if _group(config, "algorithm.filter_groups").get("enable"):
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
@@ -180,4 +181,29 @@ def check_supported(config: Mapping[str, Any]) -> None:
     if "sgpo" in config and (_at(config, "critic.enable") or _at(config, "algorithm.adv_estimator") == "gae"):
         raise SgpoError(
             "critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo"
+        )
+
+
+def _check_prune(config: Mapping[str, Any]) -> None:
+    """Rows without advantage may only be left out where nothing else would have moved them."""
+    node = config.get("sgpo")
+    prune = node.get("prune") if isinstance(node, Mapping) else False
+    if not prune:
+        return
+    estimator, actor = _at(config, "algorithm.adv_estimator"), "actor_rollout_ref.actor"
+    if estimator != "sgpo":
+        raise SgpoError(
+            f"sgpo.prune={prune}: needs algorithm.adv_estimator=sgpo, this run has {estimator}, whose advantages are not known "
+            "right after sampling"
+        )
+    if _at(config, "algorithm.use_kl_in_reward"):
+        raise SgpoError(
+            f"sgpo.prune={prune}: with algorithm.use_kl_in_reward=True no reward is known before the reference model has run, "
+            "so no row can be left out; use a KL loss with sgpo.prune=force, or sgpo.prune=false"
+        )
+    moved = [key for key in (f"{actor}.use_kl_loss", f"{actor}.entropy_coeff") if _at(config, key)]
+    if moved and prune != "force":
+        raise SgpoError(
+            f"sgpo.prune={prune}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "
+            "that is meant, or sgpo.prune=false"
         )

@@ -67,15 +67,18 @@ def test_tokens_count_each_prompt_once_per_group_and_padding_rows_as_trained():
     def tag(prompt, response, **more):
         return {"prompt_len": prompt, "response_len": response, "seq_len": prompt + response, **more}
 
-    batch = KVBatchMeta(
-        partition_id="train",
-        keys=["a_0_0", "a_1_0", "b_0_0", "pad1_0_0"],
-        tags=[tag(10, 5), tag(10, 7), tag(20, 3), tag(127, 1, is_padding=True)],
+    sampled = KVBatchMeta(
+        partition_id="train", keys=["a_0_0", "a_1_0", "b_0_0"], tags=[tag(10, 5), tag(10, 7), tag(20, 3)]
     )
-    tokens, padding = tokens_of(batch, NUMBERS)
-    # prompts 10 + 20 once each; responses 5 + 7 + 3; trained 15 + 17 + 23 + 128
+    trained = KVBatchMeta(
+        partition_id="train",
+        keys=["a_0_0", "b_0_0", "pad1_0_0"],
+        tags=[tag(10, 5), tag(20, 3), tag(127, 1, is_padding=True)],
+    )
+    tokens, padding = tokens_of(sampled, trained, NUMBERS)
+    # prompts 10 + 20 once each; responses 5 + 7 + 3; trained 15 + 23 + 128
     assert (tokens.groups, tokens.prompt_tokens, tokens.rows, tokens.response_tokens) == (2, 30, 3, 15)
-    assert (tokens.trained, tokens.trained_rows, padding) == (183, 4, 1)
+    assert (tokens.trained, tokens.trained_rows, padding) == (166, 3, 1)
 
 
 @pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config])

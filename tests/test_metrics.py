@@ -8,7 +8,7 @@ from profiles import make_profile
 from sgpo_verl.cost import ModelShape, StepTokens
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
-from sgpo_verl.metrics import Ledger, group_metrics, step_metrics
+from sgpo_verl.metrics import Ledger, StepTotals, group_metrics
 
 SHAPE = ModelShape(1, 0)
 STEP = StepTokens(groups=2, prompt_tokens=20, rows=4, response_tokens=80, trained=128, trained_rows=5, epochs=2)
@@ -37,12 +37,27 @@ def test_no_groups_have_no_shares():
 
 
 def test_a_step_counts_padding_rows_apart_and_their_tokens_as_trained():
-    assert step_metrics(OUTCOMES, STEP, padding=1) == group_metrics(OUTCOMES) | {
+    totals = StepTotals()
+    totals.add(OUTCOMES, STEP, padding=1)
+    assert totals.metrics() == group_metrics(OUTCOMES) | {
         "rollouts/generated": 4,
         "rollouts/trained": 4,  # of 5 rows, 1 is padding
         "rollouts/padding": 1,
         "tokens/generated": 100,
         "tokens/trained": 128,
+    }
+
+
+def test_a_step_of_several_local_updates_is_their_sum():
+    totals = StepTotals()
+    totals.add(OUTCOMES[:1], STEP, padding=1)
+    totals.add(OUTCOMES[1:], STEP, padding=0)
+    assert totals.metrics() == group_metrics(OUTCOMES) | {
+        "rollouts/generated": 8,
+        "rollouts/trained": 9,
+        "rollouts/padding": 1,
+        "tokens/generated": 200,
+        "tokens/trained": 256,
     }
 
 

@@ -18,11 +18,12 @@ def wanted() -> bool:
 
 
 def enable() -> None:
-    """Register the platform and make the three stand-ins that it needs. Called once per process, by the entry point."""
+    """Register the platform and make the stand-ins that it needs. Called once per process, by the entry point."""
     # The engine registry knows no "cpu": the FSDP engine class is registered for "cuda".
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     _answer_for_vllm()
     wrapt.when_imported("torch.distributed")(_fold_duplicate_backend)
+    wrapt.when_imported("torch.distributed.fsdp")(_offload_without_pinning)
     _register_platform()
 
 
@@ -48,6 +49,12 @@ def _fold_duplicate_backend(module) -> None:
         if kwargs.get("backend") == "cpu:gloo,cpu:gloo":
             kwargs = {**kwargs, "backend": "cpu:gloo"}
         return wrapped(*args, **kwargs)
+
+
+def _offload_without_pinning(module) -> None:
+    """verl offloads a reference model to pinned memory, which only an accelerator can have."""
+    policy = module.CPUOffloadPolicy
+    module.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
 
 
 def let_vllm_update_weights_in_place() -> None:

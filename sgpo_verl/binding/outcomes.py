@@ -43,24 +43,17 @@ def outcomes_of(
     return outcomes
 
 
-def tokens_of(batch: KVBatchMeta, numbers: RunNumbers) -> tuple[StepTokens, int]:
-    """Token counts of a balanced batch, and how many of its rows are padding that verl added."""
-    prompt_of: dict[str, int] = {}
-    responses = padding = 0
-    for key, tag in zip(batch.keys, batch.tags, strict=True):
-        if tag.get("is_padding", False):
-            padding += 1
-            continue
-        prompt_of.setdefault(key.split("_")[0], tag["prompt_len"])
-        responses += tag["response_len"]
+def tokens_of(sampled: KVBatchMeta, trained: KVBatchMeta, numbers: RunNumbers) -> tuple[StepTokens, int]:
+    """Token counts of a step, and how many of its trained rows are padding that verl added."""
+    prompt_of = {key.split("_")[0]: tag["prompt_len"] for key, tag in zip(sampled.keys, sampled.tags, strict=True)}
     tokens = StepTokens(
         groups=len(prompt_of),
         prompt_tokens=sum(prompt_of.values()),
-        rows=len(batch.keys) - padding,
-        response_tokens=responses,
-        trained=sum(tag["seq_len"] for tag in batch.tags),
-        trained_rows=len(batch.keys),
+        rows=len(sampled.keys),
+        response_tokens=sum(tag["response_len"] for tag in sampled.tags),
+        trained=sum(tag["seq_len"] for tag in trained.tags),
+        trained_rows=len(trained.keys),
         scoring_passes=numbers.scoring_passes,
         epochs=numbers.ppo_epochs,
     )
-    return tokens, padding
+    return tokens, sum(tag.get("is_padding", False) for tag in trained.tags)

@@ -22,7 +22,7 @@ def _register_estimator(module):
 
 
 def _register_trainers(module):
-    from sgpo_verl.binding import trainer  # noqa: F401
+    from sgpo_verl.binding import trainer, trainer_async  # noqa: F401
 
 
 try:

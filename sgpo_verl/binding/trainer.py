@@ -1,8 +1,9 @@
-"""Trainer modes ``sgpo_*``: verl's own trainers, with four of their decisions taken from the plan.
+"""Trainer modes ``sgpo_*``: verl's own trainers, with some of their decisions taken from the plan.
 
-Overridden, and nothing else: which prompts come next (``_next_train_batch``), how many to wait for (``_step_once``),
-how rows divide into mini-batches (``_get_required_batch_multiple``, ``_update_actor``), and how long to train
-(``_init_dataloader``). Outcomes are read where verl has just sampled them (``_balance_batch``).
+Overridden, and nothing else: which prompts come next (``_next_train_batch``), how many to wait for (``_step_once``), which
+rows are trained on and how they divide into mini-batches (``_balance_batch``, ``_get_required_batch_multiple``,
+``_compute_advantage``, ``_update_actor``), and how long to train (``_init_dataloader``). What can be resumed is checked
+before (``_load_checkpoint``); the state itself is in the dataloader's, which verl saves.
 """
 
 import math
@@ -11,16 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import transfer_queue as tq
+import wrapt
 from omegaconf import OmegaConf, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
+from sgpo_verl.binding.checkpoints import check_resumable
 from sgpo_verl.binding.dataloader import PROMPT
 from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
+from sgpo_verl.binding.rows import Rows
 from sgpo_verl.binding.session import Session
-from sgpo_verl.metrics import step_metrics
+from sgpo_verl.metrics import StepTotals
+from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan
 
 
@@ -56,45 +63,85 @@ class SgpoTrainer:
                 if OmegaConf.select(self.config, optimizer) is not None:
                     OmegaConf.update(self.config, f"{optimizer}.total_training_steps", steps * self.parameter_sync_step)
 
-    def _next_train_batch(self, num_prompts: int | None = None):
+    def _load_checkpoint(self):
+        check_resumable(self.config)
+        super()._load_checkpoint()
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        size = self.sgpo.method.group_size(refill=num_prompts is not None)
+        if num_prompts is None:
+            return self._draw(self.sgpo.plan.step_rollouts(size))
+        return self._draw(num_prompts * size, refill=True)  # verl asks for a number only to replace groups that failed
+
+    def _draw(self, rollouts: int, refill: bool = False) -> TensorDict:
+        """The next groups, ``rollouts`` in all, as verl submits them."""
         with self._our_time():
-            refill = num_prompts is not None  # verl asks for a number only to replace groups that failed
-            size = self.sgpo.method.group_size(refill)
-            rollouts = num_prompts * size if refill else self.sgpo.plan.step_rollouts(size)
             rows = self.sgpo.dataloader.next_batch(rollouts, refill)
             self._groups_in_step = self._groups_in_step if refill else len(rows["uid"])
             batch = tu.get_tensordict(rows)
             tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
             return batch
 
-    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int):
-        return super()._step_once(metrics, timing_raw, self._groups_in_step)
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        self._totals = StepTotals()
+        batch = super().step(metrics, timing_raw)
+        ours = self._totals.metrics() | self.sgpo.method.metrics() | self.sgpo.ledger.metrics()
+        ours |= {"seconds/plugin": self._plugin_seconds}
+        metrics.update({f"sgpo/{name}": value for name, value in ours.items()})
+        self._plugin_seconds = 0.0
+        return batch
 
-    def _balance_batch(self, batch, metrics, *args, **kwargs):
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        trained = super()._step_once(metrics, timing_raw, self._groups_to_wait_for(sample_batch_size))
+        return self._rows.put_back(trained)
+
+    def _groups_to_wait_for(self, prompts: int) -> int:
+        """What the replay buffer is asked for, where stock verl asks for ``prompts``."""
+        return self._groups_in_step
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         with self._our_time():
-            fields = ["rm_scores", "extra_fields", PROMPT]
+            fields = ["rm_scores", "extra_fields", "response_mask", PROMPT]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-            self._outcomes = outcomes_of(
-                batch.keys, data, self.sgpo.settings, self.sgpo.dataloader.prompts.keys_P.__getitem__
-            )
-            self.sgpo.method.observe(self._outcomes)
-        balanced = super()._balance_batch(batch, metrics, *args, **kwargs)
+            names = self.sgpo.dataloader.prompts.keys_P.__getitem__
+            outcomes = outcomes_of(batch.keys, data, self.sgpo.settings, names)
+            self.sgpo.method.observe(outcomes)
+            self._rows = Rows.choose(batch, data, self.sgpo.settings, self.config)
+            planned = self.sgpo.plan.numbers.updates_per_step // self.parameter_sync_step
+            self._updates = updates_of(len(self._rows.kept), planned)
+        balanced = super()._balance_batch(self._rows.kept, metrics, *args, **kwargs)
         with self._our_time():
-            self._tokens, self._padding = tokens_of(balanced, self.sgpo.plan.numbers)
-            self.sgpo.ledger.add(self.sgpo.shape, self._tokens)
+            self._rows.arrange(balanced, self._ranks, self._updates)
+            tokens, padding = tokens_of(batch, balanced, self.sgpo.plan.numbers)
+            self.sgpo.ledger.add(self.sgpo.shape, tokens)
+            self._totals.add(outcomes, tokens, padding)
         return balanced
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
         """Rows that divide evenly among data-parallel ranks in each of the baseline's optimizer updates."""
-        return dp_size * self.sgpo.plan.numbers.updates_per_step
+        self._ranks = dp_size
+        return dp_size * self._updates
 
-    def _compute_advantage(self, batch, metrics: dict):
-        with estimator.rows_are(batch.keys):
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_old_log_prob(self._rows.sized(batch, self.config), metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_ref_log_prob(self._rows.sized(batch, self.config), metrics)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with estimator.rows_are(batch.keys, self._rows.advantages_N(batch)):
             return super()._compute_advantage(batch, metrics)
 
-    def _update_actor(self, batch, metrics: dict):
-        with self._mini_batches_of(len(batch) // self.sgpo.plan.numbers.updates_per_step):
-            return super()._update_actor(batch, metrics)
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if self._rows.nothing_to_learn:
+            return batch  # every advantage is zero: weights, optimizer and learning rate stay as they are
+        group = self.actor_rollout_wg
+        self.actor_rollout_wg = ActorGroup(group, self._rows.generated / self._updates)
+        try:
+            with self._mini_batches_of(len(batch) // self._updates):
+                return super()._update_actor(self._rows.sized(batch, self.config), metrics)
+        finally:
+            self.actor_rollout_wg = group
 
     @contextmanager
     def _mini_batches_of(self, rows: int) -> Iterator[None]:
@@ -107,14 +154,6 @@ class SgpoTrainer:
         finally:
             actor.ppo_mini_batch_size, rollout.n = kept
 
-    def step(self, metrics: dict, timing_raw: dict):
-        batch = super().step(metrics, timing_raw)
-        ours = step_metrics(self._outcomes, self._tokens, self._padding)
-        ours |= self.sgpo.method.metrics() | self.sgpo.ledger.metrics() | {"seconds/plugin": self._plugin_seconds}
-        metrics.update({f"sgpo/{name}": value for name, value in ours.items()})
-        self._plugin_seconds = 0.0
-        return batch
-
     @contextmanager
     def _our_time(self) -> Iterator[None]:
         start = time.perf_counter()
@@ -122,6 +161,18 @@ class SgpoTrainer:
             yield
         finally:
             self._plugin_seconds += time.perf_counter() - start
+
+
+class ActorGroup(wrapt.ObjectProxy):
+    """verl's worker group, whose losses divide by ``rollouts``: those of a mini-batch, left-out ones counted, padding not."""
+
+    def __init__(self, group, rollouts: float):
+        super().__init__(group)
+        self._self_rollouts = rollouts
+
+    def update_actor(self, batch: KVBatchMeta):
+        batch.extra_info["global_batch_size"] = self._self_rollouts
+        return self.__wrapped__.update_actor(batch)
 
 
 @register_trainer("sgpo_sync")

@@ -111,11 +111,12 @@ def _nothing_to_learn(class_P: np.ndarray, settings: FilterSettings) -> str:
 
 
 def split(rollouts: int, size: int) -> list[int]:
-    """Sizes of as many groups of ``size`` as fit in ``rollouts``; the remainder is dealt out one by one.
+    """Sizes of as many groups of ``size`` as fit in ``rollouts``, at least one; the remainder is dealt out one by one.
 
-    So the sum is exact: split(16, 8) = [8, 8]; split(17, 8) = [9, 8]. ``rollouts`` >= ``size`` >= 1.
+    So the sum is exact: split(16, 8) = [8, 8]; split(17, 8) = [9, 8]; split(4, 8) = [4], in place of a smaller group that
+    failed. Both are at least 1.
     """
-    groups = rollouts // size
+    groups = max(1, rollouts // size)
     base, extra = divmod(rollouts, groups)
     return [base + (i < extra) for i in range(groups)]
 

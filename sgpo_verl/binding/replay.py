@@ -1,0 +1,102 @@
+"""The replay buffer of the async modes: verl's own, counting rollouts where verl counts prompts.
+
+An async step trains on the groups that are finished, whichever batch they were drawn for, so groups of several sizes wait
+side by side. verl asks for so many prompts; here that means as many rollouts as those would have had, exactly.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import transfer_queue as tq
+from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
+
+from sgpo_verl.binding.dataloader import ROLLOUT_N
+
+
+def fitting(sizes: Sequence[int], rollouts: int) -> list[int] | None:
+    """Places of groups whose sizes sum to exactly ``rollouts``, the earliest that do; None if no choice of them does."""
+    wanted = (1 << (rollouts + 1)) - 1
+    sums = [1]  # of the groups from a place on, the sums that a choice of them can have, as bits
+    for size in reversed(sizes):
+        sums.append((sums[-1] | sums[-1] << size) & wanted)
+    if not sums[-1] >> rollouts & 1:
+        return None
+    chosen, left = [], rollouts
+    for place, size in enumerate(sizes):
+        if size <= left and sums[len(sizes) - place - 1] >> (left - size) & 1:
+            chosen.append(place)
+            left -= size
+    return chosen
+
+
+def closest(sizes: Sequence[int], rollouts: int) -> list[int]:
+    """As ``fitting``, of the largest sum up to ``rollouts`` that there is."""
+    return next(chosen for wanted in range(rollouts, -1, -1) if (chosen := fitting(sizes, wanted)) is not None)
+
+
+class GroupBuffer(ReplayBufferAsync):
+    """verl's staleness control, eviction and order of age are kept.
+
+    rollouts_per_prompt: what verl's count of prompts is worth; None: groups are counted, as verl does.
+    evicted_rollouts: of groups dropped since the last refill, which has to replace them.
+    """
+
+    rollouts_per_prompt: float | None = None
+    evicted_rollouts = 0
+
+    def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
+        stale, filtered, failed, _ = eviction_reasons
+        if evicted := sorted(stale | filtered | failed):
+            self.evicted_rollouts += rollouts_of(evicted, partition_id)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
+
+    def _has_enough_samples(self, global_steps, partition_id, batch_size, sampleable_keys) -> bool:
+        if partition_id == "val" or self.rollouts_per_prompt is None:
+            return super()._has_enough_samples(global_steps, partition_id, batch_size, sampleable_keys)
+        fresh_enough = super()._has_enough_samples(global_steps, partition_id, 0, sampleable_keys)
+        return fresh_enough and self._choose(partition_id, sampleable_keys, batch_size) is not None
+
+    def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
+        selected, partition, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
+        if partition_id != "val" and self.rollouts_per_prompt is not None:
+            selected = self._choose(partition_id, sampleable_keys, batch_size)
+        return selected, partition, steps
+
+    def get_sampleable_count(self, global_steps: int, partition_id: str) -> int:
+        count = super().get_sampleable_count(global_steps, partition_id)
+        if self.rollouts_per_prompt is None:
+            return count
+        sampleable = self.finished_keys[partition_id]
+        return int(sum(self._size(partition_id)[uid] for uid in sampleable) / self.rollouts_per_prompt)
+
+    def _choose(self, partition_id: str, uids: set[str], prompts: int) -> list[str] | None:
+        """The oldest groups worth exactly ``prompts`` prompts, or None if more have to finish first.
+
+        When nothing more will finish and no choice of groups is exact, the closest from below: better a few padding rows
+        than to wait for ever.
+        """
+        wanted = round(prompts * self.rollouts_per_prompt)
+        size = self._size(partition_id)
+        oldest_first = sorted(uids, key=lambda uid: (self.prompt_global_steps[partition_id].get(uid, 0), uid))
+        sizes = [size[uid] for uid in oldest_first]
+        places = fitting(sizes, wanted)
+        if places is None and sum(sizes) >= wanted and not self._in_flight(partition_id):
+            places = closest(sizes, wanted)
+        return None if places is None else [oldest_first[place] for place in places]
+
+    def _in_flight(self, partition_id: str) -> bool:
+        return bool(self.pending_keys[partition_id] or self.running_keys[partition_id])
+
+    def _size(self, partition_id: str) -> dict[str, int]:
+        """Sessions that each group has rows of."""
+        sessions = defaultdict(set)
+        for key in self.partitions[partition_id]:
+            uid, session, _ = key.rsplit("_", 2)
+            sessions[uid].add(session)
+        return defaultdict(int, {uid: len(of) for uid, of in sessions.items()})
+
+
+def rollouts_of(uids: Sequence[str], partition_id: str) -> int:
+    """Rollouts that these groups were submitted with, failed ones included."""
+    data = tq.kv_batch_get(keys=list(uids), partition_id=partition_id, select_fields=[ROLLOUT_N])
+    return sum(int(n) for n in data[ROLLOUT_N])

@@ -1,0 +1,72 @@
+"""Trainer modes ``sgpo_colocate_async`` and ``sgpo_separate_async``: rollout runs ahead of training.
+
+Groups are drawn ahead by ``num_warmup_batches``, so a method's feedback arrives that many steps late, and the last batches
+that are drawn are never trained on: what is trained is exactly what the plan holds.
+"""
+
+import transfer_queue as tq
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+
+from sgpo_verl.binding.replay import GroupBuffer, rollouts_of
+from sgpo_verl.binding.trainer import SgpoTrainer
+
+
+class SgpoTrainerAsync(SgpoTrainer):
+    """Groups of the async modes: submitted, refilled and restored by their number of rollouts."""
+
+    def _build_replay_buffer(self) -> GroupBuffer:
+        sampler = self.config.trainer.v1.sampler
+        return GroupBuffer(
+            trainer_mode=self.base_mode,
+            trainer_config=self.config.trainer.v1.get(self.base_mode, {}),
+            max_off_policy_threshold=sampler.max_off_policy_threshold,
+            max_off_policy_strategy=sampler.max_off_policy_strategy,
+            sampler_kwargs=sampler.sampler_kwargs,
+            refill_fn=self._refill,
+        )
+
+    def _init_dataloader(self):
+        super()._init_dataloader()
+        self.replay_buffer.rollouts_per_prompt = self.sgpo.plan.rollouts_per_prompt
+
+    def _groups_to_wait_for(self, prompts: int) -> int:
+        return prompts  # GroupBuffer knows what they are worth
+
+    def _refill(self, groups: int) -> int:
+        """In place of groups that the buffer dropped: as many rollouts as they had."""
+        rollouts, self.replay_buffer.evicted_rollouts = self.replay_buffer.evicted_rollouts, 0
+        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True))
+
+    def _add_prompts_to_generate(self, num_prompts: int) -> int:
+        """verl's warm-up: whole batches, one by one, since the next may be of another phase; then the rest."""
+        batch = self.config.data.train_batch_size
+        for prompts in [*[batch] * (num_prompts // batch), num_prompts % batch]:
+            if prompts:
+                size = self.sgpo.method.group_size()
+                rollouts = self.sgpo.plan.step_rollouts(size) * prompts // batch
+                self._submit_batch_to_rollout(self._draw(rollouts))
+        return num_prompts
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        worth = self.sgpo.plan.rollouts_per_prompt
+        if self._restored_tq_prompt_count and worth is not None:
+            tags = tq.kv_list("train")["train"]
+            restored = [key for key, tag in tags.items() if tag.get("is_prompt", False)]
+            self._restored_tq_prompt_count = round(rollouts_of(restored, "train") / worth)
+
+
+@register_trainer("sgpo_colocate_async")
+class SgpoTrainerColocateAsync(SgpoTrainerAsync, PPOTrainerColocateAsync):
+    """Rollout and training take turns on the same devices; rollouts cut off by a turn go on in the next one."""
+
+    base_mode = "colocate_async"
+
+
+@register_trainer("sgpo_separate_async")
+class SgpoTrainerSeparateAsync(SgpoTrainerAsync, PPOTrainerSeparateAsync):
+    """Rollout has devices of its own and never stops."""
+
+    base_mode = "separate_async"
