@@ -30,7 +30,7 @@ class ProfileSettings(_Node):
     """How the pass rate of every prompt is measured, once, under the initial policy."""
 
     path: str | None = Field(None, description="Profile to train from; null: profile first, then train.")
-    n: int = Field(8, ge=1, description="Samples per prompt.")
+    n: int = Field(8, ge=1, lt=2**20, description="Samples per prompt.")
     allow_mismatch: bool = Field(False, description="Train although the profile is of another model, data or reward.")
     max_in_flight: int = Field(64, ge=1, description="Prompts sent to each server at a time.")
     sampler: Literal["auto", "completions", "agent_loop"] = Field(
@@ -150,7 +150,7 @@ class Settings(_Node):
 def load_settings(node: Mapping[str, Any]) -> Settings:
     """Settings from the resolved ``sgpo:`` node (a plain dict). Raises SgpoError naming each bad key and the way out."""
     try:
-        return Settings.model_validate(dict(node))
+        return Settings.model_validate(dict(node) if isinstance(node, Mapping) else node)
     except ValidationError as error:
         raise SgpoError("; ".join(_explain(item) for item in error.errors())) from None
 

@@ -1,10 +1,12 @@
 """What a profiling pass has counted so far: one request's samples, and the sums over all of them per prompt."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+MOST_TRIALS = 2**20  # of a request, so that no sum of them outgrows its type
 SHARD = pa.schema(
     [
         ("position", pa.int64()),
@@ -29,6 +31,29 @@ class Sampled:
     prompt_tokens: int
     response_tokens: int
     failure: str | None = None
+
+    def can_be(self) -> bool:
+        """Whether a request can give this: for what is read back."""
+        counts = (self.position, self.trials, self.successes, self.prompt_tokens, self.response_tokens)
+        return (
+            all(type(count) is int and 0 <= count < 2**63 for count in counts)
+            and self.successes <= self.trials < MOST_TRIALS
+            and self.prompt_tokens < 2**31
+            and type(self.reward_sum) in (int, float)
+            and math.isfinite(self.reward_sum)
+            and (self.failure is None if self.trials else isinstance(self.failure, str))
+        )
+
+
+def impossible_rows(table: pa.Table) -> np.ndarray:
+    """Rows of a shard, without missing counts, that ``Sampled.can_be`` would refuse."""
+    column = {name: table[name].to_numpy() for name in SHARD.names[:-1]}
+    good = (column["successes"] <= column["trials"]) & (column["trials"] < MOST_TRIALS)
+    for name in ("successes", "prompt_tokens", "response_tokens"):
+        good &= column[name] >= 0
+    good &= np.isfinite(column["reward_sum"])
+    good &= (column["trials"] > 0) == table["failure"].is_null().to_numpy()
+    return np.flatnonzero(~good)
 
 
 class Counts:

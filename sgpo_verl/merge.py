@@ -86,6 +86,9 @@ def _sum(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return sums
 
     trials_P = total(lambda t: t["trials"])
+    if (many := np.flatnonzero(trials_P >= 2**31)).size:
+        key, trials = first["prompt_key"].iloc[many[0]], int(trials_P[many[0]])
+        raise SgpoError(f"prompt {key}: {trials} trials in all are more than a profile can hold; leave one out")
     weight_P = np.maximum(trials_P, 1)
     lengths_P = np.zeros(count, np.int32)
     for code, table in zip(code_of, tables, strict=True):

@@ -4,8 +4,9 @@ Per step: group/*, rollouts/{generated,trained,padding}, tokens/{generated,train
 included, and carried through checkpoints: flops/*, rollouts/{profile,total}, tokens/total_trained, seconds/profile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
@@ -44,11 +45,12 @@ class Ledger:
             seconds_profile=profile.metadata.seconds,
         )
 
-    def add(self, shape: ModelShape, step: StepTokens) -> None:
+    def add(self, shape: ModelShape, step: StepTokens, rollouts: int) -> None:
+        """rollouts: sampled for ``step``; of several rows each where an agent loop has several outputs."""
         generate, train = step_flops(shape, step)
         self.flops_generate += generate
         self.flops_train += train
-        self.rollouts_generated += int(step.rows)
+        self.rollouts_generated += rollouts
         self.tokens_trained += step.trained * step.epochs
 
     def metrics(self) -> dict[str, float]:
@@ -67,13 +69,37 @@ class Ledger:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise SgpoError(f"checkpoint: its sgpo totals are {state!r:.60}: start a new run from its weights")
         missing = [item.name for item in fields(self) if item.name not in state]
         if missing:
             raise SgpoError(
                 f"checkpoint: lacks {', '.join(missing)} in its sgpo totals: start a new run from its weights"
             )
+        wrong = [
+            f"{item.name}={state[item.name]!r:.60}" for item in fields(self) if not _fits(state[item.name], item.type)
+        ]
+        if wrong:
+            raise SgpoError(
+                f"checkpoint: its sgpo totals cannot be ({', '.join(wrong)}): start a new run from its weights"
+            )
         for item in fields(self):
             setattr(self, item.name, state[item.name])
+
+
+def _fits(value: Any, kind: type) -> bool:
+    """Whether a value can be a total: a number that is not negative, a whole one where ``kind`` is int."""
+    number = Integral if kind is int else Real
+    return isinstance(value, number) and not isinstance(value, bool) and 0 <= value < 1e300
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """generated: sampled. trained: of them, scored and updated on. padding: rows that verl added to fill up a batch."""
+
+    generated: int = 0
+    trained: int = 0
+    padding: int = 0
 
 
 class StepTotals:
@@ -82,20 +108,20 @@ class StepTotals:
     def __init__(self):
         self.outcomes: list[Outcome] = []
         self.tokens: list[StepTokens] = []
-        self.padding = 0
+        self.rollouts: list[StepRollouts] = []
 
-    def add(self, outcomes: Sequence[Outcome], tokens: StepTokens, padding: int) -> None:
-        """padding: rows verl added to fill up a batch; they are in ``tokens.trained``."""
+    def add(self, outcomes: Sequence[Outcome], tokens: StepTokens, rollouts: StepRollouts) -> None:
         self.outcomes += outcomes
         self.tokens.append(tokens)
-        self.padding += padding
+        self.rollouts.append(rollouts)
 
     def metrics(self) -> dict[str, float]:
+        counts = {
+            f"rollouts/{item.name}": sum(getattr(r, item.name) for r in self.rollouts) for item in fields(StepRollouts)
+        }
         return {
             **group_metrics(self.outcomes),
-            "rollouts/generated": sum(step.rows for step in self.tokens),
-            "rollouts/trained": sum(step.trained_rows for step in self.tokens) - self.padding,
-            "rollouts/padding": self.padding,
+            **counts,
             "tokens/generated": sum(step.generated for step in self.tokens),
             "tokens/trained": sum(step.trained for step in self.tokens),
         }

@@ -10,6 +10,7 @@ that could not be sampled has 0 trials; a file with such prompts has one column 
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     payload = json.dumps(asdict(profile.metadata), sort_keys=True).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"sgpo": payload})
     with _temporary_beside(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
         os.replace(temporary, path)
     return path
 
@@ -205,21 +206,22 @@ def load_profile(path: str | Path) -> Profile:
     Raises SgpoError naming the file, and the column or row that is wrong.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SgpoError(f"{path}: no such profile; make it with `sgpo profile <training overrides> -o {path}`")
     if path.suffix in (".jsonl", ".json"):
         return _plain(path, None)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        names = table.column_names  # raises where one is not UTF-8
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise SgpoError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); profile again") from None
     if b"sgpo" not in (table.schema.metadata or {}):
         return _plain(path, table)
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [name for name in SCHEMA.names if name not in names]
     if missing:
         raise SgpoError(f"{path}: lacks the column(s) {', '.join(missing)}; is it a profile written by `sgpo profile`?")
     metadata = _metadata(table.schema.metadata, path)
-    schema = SCHEMA.append(FAILURE) if "failure" in table.column_names else SCHEMA
+    schema = SCHEMA.append(FAILURE) if "failure" in names else SCHEMA
     frame = to_frame(table, schema, path)
     check_rows(frame, path)
     return Profile(frame, metadata)
@@ -231,9 +233,17 @@ def _plain(path: Path, table: pa.Table | None) -> Profile:
     return Profile(frame, ProfileMetadata(success_threshold=None), by_index)
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _is_pass(stated: dict[str, Any]) -> bool:
+    return isinstance(stated.get("id"), str) and type(stated.get("seed")) is int
+
+
 def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
     try:
-        stored = json.loads(raw[b"sgpo"])
+        stored = json.loads(raw[b"sgpo"], parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise SgpoError(f"{path}: its `sgpo` metadata is not JSON ({error}); profile again") from None
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
@@ -242,12 +252,15 @@ def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
     known = {name: stored[name] for name in ProfileMetadata.__dataclass_fields__ if name in stored}
     for item in fields(ProfileMetadata):
         default = item.default_factory() if item.default is MISSING else item.default
-        expected = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(known.get(item.name, default), expected):
-            raise SgpoError(
-                f"{path}: `sgpo` metadata: {item.name}={known[item.name]!r} has the wrong type; profile again"
-            )
-    if not all(isinstance(p, dict) and {"id", "seed"} <= p.keys() for p in known.get("passes", [])):
+        value, expected = known.get(item.name, default), (int, float) if isinstance(default, float) else type(default)
+        if item.name == "success_threshold" and value is None:
+            continue  # the sum of other tools' tables
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise SgpoError(f"{path}: `sgpo` metadata: {item.name}={value!r:.100} has the wrong type; profile again")
+        least = 0 if item.name in ("total_tokens", "flops", "seconds") else -math.inf
+        if isinstance(default, int | float) and not (least <= value and abs(value) < 1e300):
+            raise SgpoError(f"{path}: `sgpo` metadata: {item.name}={value!r:.100} cannot be; profile again")
+    if not all(isinstance(p, dict) and _is_pass(p) for p in known.get("passes", [])):
         raise SgpoError(f"{path}: `sgpo` metadata: passes={known['passes']!r:.100} are not ours; profile again")
     path_of_model = known.get("model", {}).get("path", "")
     if not isinstance(path_of_model, str):

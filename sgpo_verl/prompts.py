@@ -63,7 +63,7 @@ def identify(
         keys = [f"{s}#{_digest(s, c)}" for s, c in zip(sources, contents, strict=True)]
         rows = _unique_rows(keys, duplicates)
     index_P = np.fromiter((i if _is_int64(i) else NO_INDEX for i in indices), np.int64, len(indices))
-    prompts = Prompts(pd.array(keys, dtype=TEXT), pd.Categorical(sources), index_P, _all_rows(len(keys)))
+    prompts = Prompts(_texts(keys), pd.Categorical(sources), index_P, _all_rows(len(keys)))
     if len(rows) == len(keys):
         return prompts
     return Prompts(prompts.keys_P[rows], prompts.sources_P[rows], index_P[rows], rows)
@@ -97,6 +97,14 @@ def _index_keys(sources: Sequence[str], indices: Sequence[Any]) -> list[str] | N
         return None
     keys = [f"{s}:{i}" for s, i in zip(sources, indices, strict=True)]
     return keys if len(set(keys)) == len(keys) else None
+
+
+def _texts(keys: list[str]) -> pd.api.extensions.ExtensionArray:
+    try:
+        return pd.array(keys, dtype=TEXT)
+    except UnicodeEncodeError as error:
+        row = keys.index(error.object)
+        raise SgpoError(f"data.train_files: row {row}: {error.object!r:.60} holds what is no character") from None
 
 
 def _digest(source: str, content: Any) -> str:

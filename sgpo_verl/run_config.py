@@ -129,20 +129,27 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The settings under ``key``, none where it is null or missing. Raises SgpoError if it is something else."""
     *parents, name = key.split(".")
-    node = _at(config, ".".join(parents)).get(name) or {}
+    parent = _at(config, ".".join(parents))
+    if not isinstance(parent, Mapping):
+        raise SgpoError(f"{'.'.join(parents)}={parent!r}: is a group of settings; set those under it")
+    node = parent.get(name) or {}
     if not isinstance(node, Mapping):
         raise SgpoError(f"{key}={node!r}: is a group of settings; set those under it, {key}.<name>=...")
     return node
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 2**31
 
 
 def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     """Batch, mini-batch and length of the training run. Raises SgpoError naming a key that is missing or not positive."""
     required = {key: _at(config, key) for key in REQUIRED}
     for key, value in required.items():
-        if type(value) is not int or value < 1:
+        if not _is_count(value):
             raise SgpoError(f"{key}={value!r}: must be a positive integer")
     steps = _at(config, "trainer.total_training_steps")
-    if steps is not None and (type(steps) is not int or steps < 1):
+    if steps is not None and not _is_count(steps):
         raise SgpoError(f"trainer.total_training_steps={steps!r}: must be a positive integer, or null")
     correction = _group(config, "algorithm.rollout_correction")
     reference = _at(config, "actor_rollout_ref.actor.use_kl_loss") or _at(config, "algorithm.use_kl_in_reward")
@@ -159,7 +166,10 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
 
 def own_profile_path(config: Mapping[str, Any]) -> Path:
     """Where a run keeps the profile it makes itself, and where `sgpo profile` puts one that is to be found without a name."""
-    return Path(config["trainer"]["default_local_dir"]) / "sgpo" / "profile.parquet"
+    folder = _at(config, "trainer.default_local_dir")
+    if not isinstance(folder, str):
+        raise SgpoError(f"trainer.default_local_dir={folder!r}: must be a folder")
+    return Path(folder) / "sgpo" / "profile.parquet"
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
@@ -173,6 +183,12 @@ def check_supported(config: Mapping[str, Any]) -> None:
             "trainer would run without the plan"
         )
     _check_prune(config)
+    custom = _group(config, "trainer.v1.sampler.custom_sampler") if "sgpo" in config else {}
+    if custom.get("path") or custom.get("name"):
+        raise SgpoError(
+            "trainer.v1.sampler.custom_sampler: the plugin brings a replay buffer that knows groups of different sizes; leave "
+            "it unset"
+        )
     if _group(config, "algorithm.filter_groups").get("enable"):
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "

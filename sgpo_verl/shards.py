@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpo_verl.counts import SHARD, Counts, Sampled
+from sgpo_verl.counts import SHARD, Counts, Sampled, impossible_rows
 from sgpo_verl.errors import SgpoError
 
 SHARD_LINES = 10_000
@@ -38,9 +39,10 @@ def parts_folder(profile: str | Path) -> Path:
 def pass_id(folder: Path) -> str | None:
     """Of the pass whose parts are in ``folder``; None if there is none that can be read."""
     try:
-        return json.loads((folder / "pass.json").read_text())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
+        identity = json.loads((folder / "pass.json").read_text())["id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return identity if isinstance(identity, str) else None
 
 
 def discard(folder: Path) -> None:
@@ -101,9 +103,10 @@ class PassFiles:
 
     def _read_seconds(self) -> float:
         try:
-            return max(0.0, float((self.folder / "seconds").read_text()))
+            seconds = float((self.folder / "seconds").read_text())
         except (OSError, ValueError):  # not there yet, or cut short by a crash: a figure, not a sample
             return 0.0
+        return seconds if 0 <= seconds < 1e12 else 0.0
 
     def _sync(self) -> None:
         os.fsync(self._stream.fileno())
@@ -130,7 +133,9 @@ class PassFiles:
         try:
             found = json.loads(path.read_text())
             identity = found.pop("id")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(identity, str):
+                raise ValueError(f"id {identity!r:.60}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SgpoError(f"{path}: not readable ({error!r}); --force samples from the start") from None
         differ = sorted(k for k in found.keys() | header.keys() if found.get(k) != header.get(k))
         if differ:
@@ -139,7 +144,7 @@ class PassFiles:
                 f"{self.folder}: holds samples of an unfinished pass over something else ({what}): restore that, use "
                 "another -o, or discard them with --force"
             )
-        return str(identity)
+        return identity
 
     def _line_file(self, number: int) -> Path:
         return self.folder / f"{number:05}.jsonl"
@@ -155,7 +160,7 @@ class PassFiles:
         if path.exists():
             raw = path.read_bytes()
             whole = raw[: raw.rfind(b"\n") + 1]
-            for i, line in enumerate(whole.splitlines()):
+            for i, line in enumerate(whole.split(b"\n")[:-1]):
                 lines.append(_parse(line, f"{path}: line {i + 1}"))
                 self._check(np.array([lines[-1].position]), path)
                 self.counts.add(lines[-1])
@@ -164,9 +169,11 @@ class PassFiles:
 
     def _read_shard(self, path: Path) -> pa.Table:
         try:
-            table = pq.read_table(path).cast(SHARD)
+            table = pq.read_table(path, page_checksum_verification=True).cast(SHARD)
             if any(table[name].null_count for name in SHARD.names[:-1]):
                 raise ValueError("a count is missing")
+            if (rows := impossible_rows(table)).size:
+                raise ValueError(f"row {rows[0]} cannot be")
         except (pa.ArrowException, ValueError, OSError) as error:
             raise SgpoError(
                 f"{path}: not a shard ({str(error).splitlines()[0]}); --force samples from the start"
@@ -198,7 +205,8 @@ class PassFiles:
     def _close_shard(self) -> None:
         columns = zip(*map(astuple, self._lines), strict=True)
         table = pa.table(dict(zip(SHARD.names, map(list, columns), strict=True)), schema=SHARD)
-        _write_whole(self.folder / f"{self._number:05}.parquet", lambda temporary: pq.write_table(table, temporary))
+        write = partial(pq.write_table, table, write_page_checksum=True)
+        _write_whole(self.folder / f"{self._number:05}.parquet", write)
         self._stream.close()
         self._line_file(self._number).unlink()
         self._number, self._lines = self._number + 1, []
@@ -214,8 +222,8 @@ class PassFiles:
 def _parse(line: bytes, where: str) -> Sampled:
     try:
         sampled = Sampled(*json.loads(line))
-        good = 0 <= sampled.successes <= sampled.trials and sampled.position is not None
-    except (ValueError, TypeError):
+        good = sampled.can_be()
+    except (ValueError, TypeError, RecursionError):
         good = False
     if not good:
         raise SgpoError(f"{where} is not one that we wrote; --force samples from the start")

@@ -17,6 +17,8 @@ import pyarrow.json
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.prompts import TEXT
 
+TEXTS = ("prompt_key", "data_source")
+
 
 def to_frame(table: pa.Table, schema: pa.Schema, path: Path) -> pd.DataFrame:
     """The columns of ``schema``; texts stay in Arrow's memory, data_source is a category.
@@ -38,11 +40,7 @@ def read_plain(path: Path, table: pa.Table | None, schema: pa.Schema) -> tuple[p
     table: what is in ``path``, None to read it as JSON lines. What it does not have is filled in: reward_mean from the
     counts, lengths with 0. Raises SgpoError naming the file, and the column or row that is wrong.
     """
-    if table is None:
-        try:
-            table = pa.json.read_json(path)
-        except (pa.ArrowException, OSError) as error:
-            raise SgpoError(f"{path}: not readable as JSON lines ({str(error).splitlines()[0]})") from None
+    table = _read_json_lines(path) if table is None else table
     names = table.column_names
     missing = [name for name in ("trials", "successes") if name not in names]
     if missing or not {"prompt_key", "index"} & set(names):
@@ -68,6 +66,22 @@ def read_plain(path: Path, table: pa.Table | None, schema: pa.Schema) -> tuple[p
         frame["reward_mean"] = rate_P.fillna(0.0).astype(np.float32)
     check_rows(frame, path)
     return frame, by_index
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    """One object per line. Texts stay what they are: Arrow would take a key such as "2024-01-01" for a time."""
+    try:
+        with path.open("rb") as stream:
+            row = next((row for row, line in enumerate(stream) if line.lstrip().startswith(b"null")), None)
+        if row is not None:  # Arrow does not survive a block that begins with one
+            raise SgpoError(f"{path}: not readable as JSON lines (row {row} is null, not an object)")
+        table = pa.json.read_json(path)
+        times = [(f.name, pa.string()) for f in table.schema if f.name in TEXTS and pa.types.is_timestamp(f.type)]
+        if not times:
+            return table
+        return pa.json.read_json(path, parse_options=pa.json.ParseOptions(explicit_schema=pa.schema(times)))
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # the second of a column's name
+        raise SgpoError(f"{path}: not readable as JSON lines ({str(error).splitlines()[0]})") from None
 
 
 def _index_keys(table: pa.Table, path: Path) -> pa.ChunkedArray:

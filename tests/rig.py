@@ -95,11 +95,10 @@ def rollouts(sizes: list[int], correct: list[int], seed: int = 0) -> list[dict]:
 
 
 # name -> (group sizes, how many succeed in each, settings, optimizer updates)
-ROUND, RAGGED = [8] * 4, [2, 2, 4, 8, 8, 3, 5]
 BATCHES = {
-    "equal": (ROUND, [3, 0, 8, 5], {}, (1, 2)),
+    "equal": ([8] * 4, [3, 0, 8, 5], {}, (1, 2)),
     "ragged": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {}, (1, 2)),
-    "padded": (RAGGED[:-1] + [4], [1, 2, 1, 3, 0, 1, 2], {"unit": "prompts"}, (1, 2)),
+    "padded": ([2, 2, 4, 8, 8, 3, 4], [1, 2, 1, 3, 0, 1, 2], {"unit": "prompts"}, (1, 2)),
     "pruned": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {"prune": True}, (1, 2)),
     "nearly all pruned": ([2, 2, 4, 8, 16], [1, 2, 4, 8, 0], {"prune": True}, (1, 2)),
     "all pruned": ([2, 2, 4, 8, 16], [0, 2, 4, 8, 0], {"prune": True}, (1,)),

@@ -17,13 +17,13 @@ from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.flops_counter import FlopsCounter
 
 from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N, CurriculumDataLoader, identify_dataset
-from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
+from sgpo_verl.binding.outcomes import outcomes_of, rollouts_of, tokens_of
 from sgpo_verl.binding.session import Session
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.cost import shape_from_config
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
-from sgpo_verl.metrics import Ledger
+from sgpo_verl.metrics import Ledger, StepRollouts
 from sgpo_verl.plan import RunNumbers, make_plan
 from sgpo_verl.profile import load_profile
 from sgpo_verl.run_config import compose
@@ -75,10 +75,16 @@ def test_tokens_count_each_prompt_once_per_group_and_padding_rows_as_trained():
         keys=["a_0_0", "b_0_0", "pad1_0_0"],
         tags=[tag(10, 5), tag(20, 3), tag(127, 1, is_padding=True)],
     )
-    tokens, padding = tokens_of(sampled, trained, NUMBERS)
+    tokens = tokens_of(sampled, trained, NUMBERS)
     # prompts 10 + 20 once each; responses 5 + 7 + 3; trained 15 + 23 + 128
     assert (tokens.groups, tokens.prompt_tokens, tokens.rows, tokens.response_tokens) == (2, 30, 3, 15)
-    assert (tokens.trained, tokens.trained_rows, padding) == (166, 3, 1)
+    assert (tokens.trained, tokens.trained_rows) == (166, 3)
+    assert rollouts_of(sampled, trained) == StepRollouts(generated=3, trained=2, padding=1)
+
+
+def test_outputs_of_one_session_are_one_rollout():
+    rows = KVBatchMeta(partition_id="train", keys=["a_0_0", "a_0_1", "a_1_0"], tags=[{}, {}, {}])
+    assert rollouts_of(rows, rows.select_keys(["a_0_0", "a_0_1"])) == StepRollouts(generated=2, trained=1)
 
 
 @pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config])

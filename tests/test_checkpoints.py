@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sgpo_verl.binding.checkpoints import check_resumable
+from sgpo_verl.binding.checkpoints import resumed_state
 from sgpo_verl.errors import SgpoError
 
 
@@ -25,17 +25,18 @@ def saved(tmp_path):
     return tmp_path
 
 
-def test_a_whole_checkpoint_and_none_at_all_pass(saved, tmp_path_factory):
-    check_resumable(config(saved))
-    check_resumable(config(tmp_path_factory.mktemp("new")))
-    check_resumable(config(saved, resume_mode="resume_path", resume_from_path=str(saved / "global_step_3")))
+def test_the_state_is_that_of_the_checkpoint_that_verl_will_resume(saved, tmp_path_factory):
+    assert resumed_state(config(saved)) == {"step": 12}
+    assert resumed_state(config(tmp_path_factory.mktemp("new"))) is None
+    by_name = config(saved, resume_mode="resume_path", resume_from_path=str(saved / "global_step_3"))
+    assert resumed_state(by_name) == {"step": 3}
 
 
 def test_a_tracker_cut_off_while_it_was_written_names_the_newest_complete_checkpoint(saved, capsys):
     tracker = saved / "latest_checkpointed_iteration.txt"
     tracker.write_text("")
     (saved / "global_step_15").mkdir()  # killed while saving: no state in it
-    check_resumable(config(saved))
+    assert resumed_state(config(saved)) == {"step": 12}
     assert tracker.read_text() == "12"
     assert "resuming from step 12" in capsys.readouterr().out
 
@@ -56,9 +57,9 @@ def test_a_tracker_cut_off_while_it_was_written_names_the_newest_complete_checkp
 def test_what_cannot_be_resumed_is_named_with_the_way_out(saved, break_it, words):
     break_it(saved)
     with pytest.raises(SgpoError, match=words):
-        check_resumable(config(saved))
+        resumed_state(config(saved))
 
 
 def test_a_disabled_resume_looks_at_nothing(saved):
     (saved / "global_step_12" / "data.pt").unlink()
-    check_resumable(config(saved, resume_mode="disable"))
+    assert resumed_state(config(saved, resume_mode="disable")) is None

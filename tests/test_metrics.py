@@ -8,7 +8,7 @@ from profiles import make_profile
 from sgpo_verl.cost import ModelShape, StepTokens
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
-from sgpo_verl.metrics import Ledger, StepTotals, group_metrics
+from sgpo_verl.metrics import Ledger, StepRollouts, StepTotals, group_metrics
 
 SHAPE = ModelShape(1, 0)
 STEP = StepTokens(groups=2, prompt_tokens=20, rows=4, response_tokens=80, trained=128, trained_rows=5, epochs=2)
@@ -38,10 +38,10 @@ def test_no_groups_have_no_shares():
 
 def test_a_step_counts_padding_rows_apart_and_their_tokens_as_trained():
     totals = StepTotals()
-    totals.add(OUTCOMES, STEP, padding=1)
+    totals.add(OUTCOMES, STEP, StepRollouts(4, 3, padding=1))
     assert totals.metrics() == group_metrics(OUTCOMES) | {
         "rollouts/generated": 4,
-        "rollouts/trained": 4,  # of 5 rows, 1 is padding
+        "rollouts/trained": 3,
         "rollouts/padding": 1,
         "tokens/generated": 100,
         "tokens/trained": 128,
@@ -50,11 +50,11 @@ def test_a_step_counts_padding_rows_apart_and_their_tokens_as_trained():
 
 def test_a_step_of_several_local_updates_is_their_sum():
     totals = StepTotals()
-    totals.add(OUTCOMES[:1], STEP, padding=1)
-    totals.add(OUTCOMES[1:], STEP, padding=0)
+    totals.add(OUTCOMES[:1], STEP, StepRollouts(4, 3, padding=1))
+    totals.add(OUTCOMES[1:], STEP, StepRollouts(4, 4))
     assert totals.metrics() == group_metrics(OUTCOMES) | {
         "rollouts/generated": 8,
-        "rollouts/trained": 9,
+        "rollouts/trained": 7,
         "rollouts/padding": 1,
         "tokens/generated": 200,
         "tokens/trained": 256,
@@ -78,8 +78,8 @@ def test_totals_begin_with_the_profile():
 
 def test_totals_add_up_over_steps():
     ledger = Ledger(flops_profile=1000.0, rollouts_profile=8)
-    ledger.add(SHAPE, STEP)
-    ledger.add(SHAPE, STEP)
+    ledger.add(SHAPE, STEP, 4)
+    ledger.add(SHAPE, STEP, 4)
     # per step: 2 x 100 to generate; (1 scoring + 3 x 2 epochs) x 2 x 128 = 1792 to train; 2 epochs x 128 tokens
     assert ledger.metrics() == {
         "flops/profile": 1000,
@@ -95,7 +95,7 @@ def test_totals_add_up_over_steps():
 
 def test_totals_survive_a_checkpoint():
     old, new = Ledger(flops_profile=1.5, seconds_profile=2.5), Ledger()
-    old.add(SHAPE, STEP)
+    old.add(SHAPE, STEP, 4)
     new.load_state_dict(json.loads(json.dumps(old.state_dict())))
     assert new == old
 

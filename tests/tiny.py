@@ -1,13 +1,16 @@
 """A real model, tokenizer, data and reward, small enough to make on the spot and to train in seconds."""
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 REPO = Path(__file__).resolve().parent.parent
 ALPHABET = "0123456789=+"
@@ -115,24 +118,59 @@ def environment(run_dir: Path) -> dict[str, str]:
     }
 
 
-def train(run_dir: Path, arguments: list[str], timeout: float = 600) -> subprocess.CompletedProcess:
-    """``python -m verl.trainer.main_ppo`` with everything it leaves in ``run_dir``; output goes to ``run_dir/log``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    command += [
+def command(run_dir: Path, arguments: list[str]) -> list[str]:
+    """``python -m verl.trainer.main_ppo`` with everything it leaves in ``run_dir``."""
+    places = [
         f"hydra.run.dir={run_dir}",
         f"trainer.default_local_dir={run_dir}/checkpoints",
         f"trainer.rollout_data_dir={run_dir}/rollouts",
     ]
-    with (run_dir / "log").open("w") as log:
-        return subprocess.run(
-            command, cwd=run_dir, env=environment(run_dir), stdout=log, stderr=subprocess.STDOUT, timeout=timeout
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *arguments, *places]
+
+
+def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen:
+    """A run in the background; its output goes to ``run_dir/log``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "log").open("a") as log:
+        return subprocess.Popen(
+            command(run_dir, arguments), cwd=run_dir, env=environment(run_dir), stdout=log, stderr=subprocess.STDOUT
         )
 
 
+def train(run_dir: Path, arguments: list[str], timeout: float = 600) -> subprocess.Popen:
+    """A run to its end."""
+    process = start(run_dir, arguments)
+    try:
+        process.wait(timeout)
+    finally:
+        process.kill()
+    return process
+
+
+def wait_until(happened, process: subprocess.Popen, timeout: float = 300) -> None:
+    """Poll until ``happened()``. Fails the test if the run ends or the time is over before."""
+    end = time.monotonic() + timeout
+    while not happened():
+        assert process.poll() is None, f"the run ended with {process.returncode} before that"
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to the run and every process it started, at once: what the death of a machine is to it."""
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone[1:], timeout=30)
+    process.wait(30)
+
+
 def metrics(run_dir: Path) -> list[dict]:
-    """verl's own log, one dict per step."""
-    return [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """verl's own log, one dict per step so far."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["data"] for line in lines if line.endswith("\n")]
 
 
 def dumped_groups(run_dir: Path, step: int) -> dict[str, list[dict]]:

@@ -20,15 +20,14 @@ TRACKER = "latest_checkpointed_iteration.txt"
 STATE = "data.pt"
 
 
-def check_resumable(config: DictConfig) -> None:
-    """Before verl loads a checkpoint. Raises SgpoError naming the file that is missing or torn, and the way out."""
+def resumed_state(config: DictConfig) -> dict[str, Any] | None:
+    """The dataloader's state in the checkpoint that verl will resume from, None if it will start anew.
+
+    Raises SgpoError naming the file that is missing or torn, and the way out.
+    """
     folder = _resumed_folder(config)
-    if folder is not None:
-        read_state(folder)
-
-
-def read_state(folder: Path) -> Any:
-    """The dataloader's state in a checkpoint."""
+    if folder is None:
+        return None
     path = folder / STATE
     try:
         return torch.load(path, weights_only=False)

@@ -24,6 +24,7 @@ def enable() -> None:
     _answer_for_vllm()
     wrapt.when_imported("torch.distributed")(_fold_duplicate_backend)
     wrapt.when_imported("torch.distributed.fsdp")(_offload_without_pinning)
+    wrapt.when_imported("verl.utils.fsdp_utils")(_copy_what_is_saved_to_cpu)
     _register_platform()
 
 
@@ -55,6 +56,15 @@ def _offload_without_pinning(module) -> None:
     """verl offloads a reference model to pinned memory, which only an accelerator can have."""
     policy = module.CPUOffloadPolicy
     module.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
+
+
+def _copy_what_is_saved_to_cpu(module) -> None:
+    """verl keeps the policy of a cycle's start with ``.cpu()``: on a CPU the live parameter itself, not a copy."""
+
+    @wrapt.patch_function_wrapper(module, "fsdp2_sharded_save_to_cpu")
+    def fsdp2_sharded_save_to_cpu(wrapped, instance, args, kwargs):
+        state, spec = wrapped(*args, **kwargs)
+        return {name: (tensor.clone(), placement) for name, (tensor, placement) in state.items()}, spec
 
 
 def let_vllm_update_weights_in_place() -> None:

@@ -122,10 +122,14 @@ class CurriculumDataLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "sgpo_verl" not in state:
+        if not isinstance(state, Mapping) or "sgpo_verl" not in state:
             raise SgpoError(
                 "checkpoint: written by stock verl, without +sgpo; start from its weights in a new run "
                 "(actor_rollout_ref.model.path), or resume it without +sgpo"
+            )
+        if missing := [name for name in ("method", "ledger") if name not in state]:
+            raise SgpoError(
+                f"checkpoint: lacks {', '.join(missing)} in its dataloader state: start a new run from its weights"
             )
         self.method.load_state_dict(state["method"])
         self.ledger.load_state_dict(state["ledger"])

@@ -12,6 +12,7 @@ from sgpo_verl.config import Settings
 from sgpo_verl.cost import StepTokens
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
+from sgpo_verl.metrics import StepRollouts
 from sgpo_verl.plan import RunNumbers
 from sgpo_verl.rewards import succeeded
 
@@ -43,10 +44,10 @@ def outcomes_of(
     return outcomes
 
 
-def tokens_of(sampled: KVBatchMeta, trained: KVBatchMeta, numbers: RunNumbers) -> tuple[StepTokens, int]:
-    """Token counts of a step, and how many of its trained rows are padding that verl added."""
+def tokens_of(sampled: KVBatchMeta, trained: KVBatchMeta, numbers: RunNumbers) -> StepTokens:
+    """Token counts of a step; padding rows that verl added are among those trained on."""
     prompt_of = {key.split("_")[0]: tag["prompt_len"] for key, tag in zip(sampled.keys, sampled.tags, strict=True)}
-    tokens = StepTokens(
+    return StepTokens(
         groups=len(prompt_of),
         prompt_tokens=sum(prompt_of.values()),
         rows=len(sampled.keys),
@@ -56,4 +57,12 @@ def tokens_of(sampled: KVBatchMeta, trained: KVBatchMeta, numbers: RunNumbers) -
         scoring_passes=numbers.scoring_passes,
         epochs=numbers.ppo_epochs,
     )
-    return tokens, sum(tag.get("is_padding", False) for tag in trained.tags)
+
+
+def rollouts_of(sampled: KVBatchMeta, trained: KVBatchMeta) -> StepRollouts:
+    """Sessions of a step, whatever the number of outputs of each."""
+    padding = {key for key, tag in zip(trained.keys, trained.tags, strict=True) if tag.get("is_padding", False)}
+    generated, kept = (
+        len({key.rpartition("_")[0] for key in keys}) for keys in (sampled.keys, set(trained.keys) - padding)
+    )
+    return StepRollouts(generated, kept, len(padding))

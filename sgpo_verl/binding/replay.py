@@ -1,14 +1,14 @@
-"""The replay buffer of the async modes: verl's own, counting rollouts where verl counts prompts.
+"""verl's replay buffers, with an eye on those who fill them; in the async modes, counting rollouts instead of prompts.
 
 An async step trains on the groups that are finished, whichever batch they were drawn for, so groups of several sizes wait
 side by side. verl asks for so many prompts; here that means as many rollouts as those would have had, exactly.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import transfer_queue as tq
-from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from sgpo_verl.binding.dataloader import ROLLOUT_N
 
@@ -34,7 +34,19 @@ def closest(sizes: Sequence[int], rollouts: int) -> list[int]:
     return next(chosen for wanted in range(rollouts, -1, -1) if (chosen := fitting(sizes, wanted)) is not None)
 
 
-class GroupBuffer(ReplayBufferAsync):
+class WatchedBuffer(ReplayBuffer):
+    """verl's buffer; watch: called at every poll, raises if what the step waits for will never come."""
+
+    def __init__(self, *args, watch: Callable[[], None], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.watch = watch
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        self.watch()
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
+
+class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
     """verl's staleness control, eviction and order of age are kept.
 
     rollouts_per_prompt: what verl's count of prompts is worth; None: groups are counted, as verl does.

@@ -2,8 +2,8 @@
 
 Overridden, and nothing else: which prompts come next (``_next_train_batch``), how many to wait for (``_step_once``), which
 rows are trained on and how they divide into mini-batches (``_balance_batch``, ``_get_required_batch_multiple``,
-``_compute_advantage``, ``_update_actor``), and how long to train (``_init_dataloader``). What can be resumed is checked
-before (``_load_checkpoint``); the state itself is in the dataloader's, which verl saves.
+``_compute_advantage``, ``_update_actor``), and how long to train (``_init_dataloader``). verl saves and restores the state
+with its dataloader's.
 """
 
 import math
@@ -21,11 +21,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
-from sgpo_verl.binding.checkpoints import check_resumable
+from sgpo_verl.binding.checkpoints import resumed_state
 from sgpo_verl.binding.dataloader import PROMPT
-from sgpo_verl.binding.outcomes import outcomes_of, tokens_of
+from sgpo_verl.binding.outcomes import outcomes_of, rollouts_of, tokens_of
+from sgpo_verl.binding.replay import WatchedBuffer
 from sgpo_verl.binding.rows import Rows
 from sgpo_verl.binding.session import Session
+from sgpo_verl.binding.watch import Watch
 from sgpo_verl.metrics import StepTotals
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan
@@ -35,6 +37,7 @@ class SgpoTrainer:
     """Mixed in before one of verl's trainers; ``base_mode`` is that trainer's own name."""
 
     base_mode: str
+    buffer_class: type[WatchedBuffer] = WatchedBuffer
 
     @property
     def trainer_mode(self) -> str:
@@ -45,10 +48,31 @@ class SgpoTrainer:
     def trainer_mode(self, name: str) -> None:
         pass  # verl's constructor assigns the registered name
 
+    def _build_replay_buffer(self) -> WatchedBuffer:
+        sampler = self.config.trainer.v1.sampler
+        return self.buffer_class(
+            trainer_mode=self.base_mode,
+            trainer_config=self.config.trainer.v1.get(self.base_mode, {}),
+            max_off_policy_threshold=sampler.max_off_policy_threshold,
+            max_off_policy_strategy=sampler.max_off_policy_strategy,
+            sampler_kwargs=sampler.sampler_kwargs,
+            refill_fn=self._replace,
+            train_batch_size=self.config.data.train_batch_size,
+            gen_batch_size=1,
+            sync_refill_failed_groups=bool(sampler.get("sync_refill_failed_groups", False)),
+            watch=lambda: self._watch.check(),
+        )
+
+    def fit(self, agent_loop_manager):
+        self._watch = Watch(agent_loop_manager.agent_loop_workers, "an agent-loop worker")
+        super().fit(agent_loop_manager)
+
     def _init_dataloader(self):
         super()._init_dataloader()
         self.sgpo = Session.start(self.config, self.train_dataset, self.tokenizer)
         self.train_dataloader = self.sgpo.dataloader
+        if (state := resumed_state(self.config)) is not None:  # verl loads it again, after the models: refuse it before
+            self.train_dataloader.load_state_dict(state)
         self._follow(self.sgpo.plan)
         self._groups_in_step = 0
         self._plugin_seconds = 0.0
@@ -63,15 +87,13 @@ class SgpoTrainer:
                 if OmegaConf.select(self.config, optimizer) is not None:
                     OmegaConf.update(self.config, f"{optimizer}.total_training_steps", steps * self.parameter_sync_step)
 
-    def _load_checkpoint(self):
-        check_resumable(self.config)
-        super()._load_checkpoint()
-
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
-        size = self.sgpo.method.group_size(refill=num_prompts is not None)
-        if num_prompts is None:
-            return self._draw(self.sgpo.plan.step_rollouts(size))
-        return self._draw(num_prompts * size, refill=True)  # verl asks for a number only to replace groups that failed
+        return self._draw(self.sgpo.plan.step_rollouts(self.sgpo.method.group_size()))
+
+    def _replace(self, groups: int) -> int:
+        """In place of groups that failed; all groups of a step have the same size."""
+        rollouts = groups * self.sgpo.method.group_size(refill=True)
+        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True))
 
     def _draw(self, rollouts: int, refill: bool = False) -> TensorDict:
         """The next groups, ``rollouts`` in all, as verl submits them."""
@@ -112,9 +134,9 @@ class SgpoTrainer:
         balanced = super()._balance_batch(self._rows.kept, metrics, *args, **kwargs)
         with self._our_time():
             self._rows.arrange(balanced, self._ranks, self._updates)
-            tokens, padding = tokens_of(batch, balanced, self.sgpo.plan.numbers)
-            self.sgpo.ledger.add(self.sgpo.shape, tokens)
-            self._totals.add(outcomes, tokens, padding)
+            tokens, rollouts = tokens_of(batch, balanced, self.sgpo.plan.numbers), rollouts_of(batch, balanced)
+            self.sgpo.ledger.add(self.sgpo.shape, tokens, rollouts.generated)
+            self._totals.add(outcomes, tokens, rollouts)
         return balanced
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:

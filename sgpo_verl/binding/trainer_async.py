@@ -16,16 +16,7 @@ from sgpo_verl.binding.trainer import SgpoTrainer
 class SgpoTrainerAsync(SgpoTrainer):
     """Groups of the async modes: submitted, refilled and restored by their number of rollouts."""
 
-    def _build_replay_buffer(self) -> GroupBuffer:
-        sampler = self.config.trainer.v1.sampler
-        return GroupBuffer(
-            trainer_mode=self.base_mode,
-            trainer_config=self.config.trainer.v1.get(self.base_mode, {}),
-            max_off_policy_threshold=sampler.max_off_policy_threshold,
-            max_off_policy_strategy=sampler.max_off_policy_strategy,
-            sampler_kwargs=sampler.sampler_kwargs,
-            refill_fn=self._refill,
-        )
+    buffer_class = GroupBuffer
 
     def _init_dataloader(self):
         super()._init_dataloader()
@@ -34,7 +25,7 @@ class SgpoTrainerAsync(SgpoTrainer):
     def _groups_to_wait_for(self, prompts: int) -> int:
         return prompts  # GroupBuffer knows what they are worth
 
-    def _refill(self, groups: int) -> int:
+    def _replace(self, groups: int) -> int:
         """In place of groups that the buffer dropped: as many rollouts as they had."""
         rollouts, self.replay_buffer.evicted_rollouts = self.replay_buffer.evicted_rollouts, 0
         return self._submit_batch_to_rollout(self._draw(rollouts, refill=True))

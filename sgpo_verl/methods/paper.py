@@ -11,7 +11,7 @@ Our reading, where the paper is silent or we could not read it: the unsolved sam
 pass; a phase's last step is filled from the next pass over that phase, so that every step holds the same budget.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
@@ -145,7 +145,7 @@ class Paper:
         self.drawn = 0  # groups handed out in this phase
         self.spent = 0  # rollouts handed out in this phase
         self.total = 0  # rollouts handed out in all
-        self.rewards: list[float] = []  # mean reward of each step of this phase
+        self.rewards: list[float] = []  # mean reward of each of the last 2 x window steps of this phase
         self._order_key, self._order_M = (-1, -1), np.array([], dtype=np.int32)
 
     def group_size(self, refill: bool = False) -> int:
@@ -166,7 +166,8 @@ class Paper:
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         rollouts = sum(o.size for o in outcomes)
-        self.rewards.append(sum(o.reward_mean * o.size for o in outcomes) / max(rollouts, 1))
+        mean = sum(o.reward_mean * o.size for o in outcomes) / max(rollouts, 1)
+        self.rewards = [*self.rewards, mean][-2 * self.settings.window :]
 
     def _next_phase(self) -> int:
         last = len(self.phases) - 1
@@ -207,15 +208,18 @@ class Paper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("method") != self.name:
-            raise SgpoError(f"checkpoint: written by sgpo.method={state.get('method')!r}, this run is {self.name!r}")
+        method = state.get("method") if isinstance(state, Mapping) else state
+        if method != self.name:
+            raise SgpoError(f"checkpoint: written by sgpo.method={method!r:.60}, this run is {self.name!r}")
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise SgpoError(
                 f"checkpoint: lacks {', '.join(missing)} in its sgpo state: start a new run from its weights"
             )
+        if wrong := _impossible(state, len(self.phases)):
+            raise SgpoError(f"checkpoint: its sgpo state cannot be ({wrong}): start a new run from its weights")
         mine, theirs = self.fingerprint, state["fingerprint"]
-        differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        differ = sorted((k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)), key=str)
         if differ:
             what = "; ".join(f"{k}: checkpoint {theirs.get(k)!r}, run {mine.get(k)!r}" for k in differ)
             raise SgpoError(f"checkpoint: its plan is not this run's ({what}): restore the setting, or start a new run")
@@ -224,3 +228,21 @@ class Paper:
 
     def metrics(self) -> dict[str, float]:
         return {"curriculum/phase": self.phase, "curriculum/progress": min(1.0, self.total / sum(self.budgets))}
+
+
+def _impossible(state: Mapping[str, Any], phases: int) -> str:
+    """What of a state no curriculum of that many phases can have written; "" if nothing."""
+    for name in ("phase", "drawn", "spent", "total"):
+        value = state[name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**63:
+            return f"{name}={value!r:.60}"
+    if state["phase"] >= phases:
+        return f"phase={state['phase']} of {phases}"
+    if state["spent"] > state["total"]:
+        return f"spent={state['spent']} of total={state['total']}"
+    rewards = state["rewards"]
+    if not isinstance(rewards, list) or not all(isinstance(r, int | float | np.floating) for r in rewards):
+        return f"rewards={rewards!r:.60}"
+    if not np.isfinite(np.array(rewards, float)).all():
+        return "a reward that is not finite"
+    return "" if isinstance(state["fingerprint"], Mapping) else f"fingerprint={state['fingerprint']!r:.60}"

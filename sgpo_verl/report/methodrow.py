@@ -59,7 +59,7 @@ def method_row(runs: list[Run], baselines: list[Run], budget: float, metric: str
         final=spread([headline.final_accuracy(e) for e in evals], np.mean),
         frac_mixed=spread([float(table["frac_mixed"].mean()) for table in tables]),
         totals={m: spread([float(table[m].max()) for table in tables]) for m in MEASURES},
-        profile_share=spread([r.profile.get("total_flops", 0.0) / float(r.table["total_flops"].max()) for r in runs]),
+        profile_share=spread([_profile_share(run) for run in runs]),
         plugin_share=spread([_share(table["plugin_seconds"], table["step_seconds"]) for table in tables]),
         padding_share=spread(
             [_share(table["padding_rows"], table["trained_rollouts"] + table["padding_rows"]) for table in tables]
@@ -70,6 +70,11 @@ def method_row(runs: list[Run], baselines: list[Run], budget: float, metric: str
 def _costless(run: Run) -> bool:
     """Whether the run's cost is unknown: a stock log cut by a resume. Ours carry their totals across it."""
     return not run.table["total_flops"].notna().any()
+
+
+def _profile_share(run: Run) -> float:
+    total = float(run.table["total_flops"].max())
+    return run.profile.get("total_flops", 0.0) / total if total else math.nan
 
 
 def _median(values: list[float]) -> float:

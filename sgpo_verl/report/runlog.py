@@ -9,6 +9,8 @@ was, and any log may end in half a line if the run is still going or was killed.
 """
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +48,7 @@ def find_logs(directory: Path) -> list[Path]:
 
     Known by content, not by name: rollout dumps are .jsonl files too. Raises SgpoError if there is none.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise SgpoError(f"{directory}: no such directory - give the directory of a training run")
     candidates = sorted([*directory.glob("*.jsonl"), *directory.glob("*/*.jsonl")])
     candidates = [path for path in candidates if path.is_file()]  # not a folder, a broken link or a pipe
@@ -116,16 +118,16 @@ def _read_steps(path: Path) -> Steps:
     steps: Steps = {}
     for n, row in read_json_lines(path):
         step, data = row.get("step"), row.get("data")
-        if not isinstance(step, int) or not isinstance(data, dict):
+        if type(step) is not int or not 0 <= step < 2**31 or not isinstance(data, dict):
             raise SgpoError(f'{path}, line {n}: expected {{"step": number, "data": {{...}}}} - not a log of verl\'s')
         steps[step] = {**steps.get(step, {}), **_numbers(data)}
     return steps
 
 
 def _numbers(data: dict) -> dict[str, float]:
-    """The metrics that are numbers; JSON null is how the logger writes NaN, and no number is infinite."""
+    """The metrics that are numbers; JSON null is how the logger writes NaN, and no number is near infinity."""
     return {
-        key: float("nan") if value is None or not abs(value) < 1e300 else float(value)
+        key: float("nan") if value is None or not abs(value) < 1e100 else float(value)
         for key, value in data.items()
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     }
@@ -133,7 +135,7 @@ def _numbers(data: dict) -> dict[str, float]:
 
 def _is_training(data: dict[str, float]) -> bool:
     """A training step logs more than validation; the line before training, or after a resume, holds nothing else."""
-    return any(not key.startswith("val-") for key in data)
+    return any(not key.startswith("val-") and not math.isnan(value) for key, value in data.items())
 
 
 def training_rows(log: pd.DataFrame) -> pd.Series:

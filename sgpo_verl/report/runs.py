@@ -7,6 +7,7 @@ A run directory holds verl's file log (see ``runlog.py``), Hydra's ``.hydra/conf
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def load_run(path: str | Path) -> Run:
         path=path,
         label=facts.get("label") or label,
         kind=kind,
-        seed=facts.get("seed", config.get("data.seed")),
+        seed=facts.get("seed", config.seed()),
         commit=facts.get("commit") or "",
         versions=facts.get("versions") or {},
         model=str(config.get("actor_rollout_ref.model.path") or ""),
@@ -126,6 +127,8 @@ class RunConfig:
             raise SgpoError(f"{path}: no such file - a run directory is Hydra's output directory (hydra.run.dir)")
         try:
             self.config = OmegaConf.load(path)
+            if not OmegaConf.is_dict(self.config):
+                raise OSError("a list, not a mapping")
         except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise SgpoError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
 
@@ -140,9 +143,15 @@ class RunConfig:
             reason = str(error).splitlines()[0]
             raise SgpoError(f"{self.path}: {key} cannot be resolved ({reason}) - write its value there") from None
 
+    def seed(self) -> int | None:
+        value = self.get("data.seed")
+        if value is not None and type(value) is not int:
+            raise SgpoError(f"{self.path}: data.seed is {value!r}, expected a whole number or null")
+        return value
+
     def number(self, key: str) -> int:
         value = self.get(key)
-        if not isinstance(value, int) or value <= 0:
+        if type(value) is not int or not 0 < value < 2**31:
             raise SgpoError(f"{self.path}: {key} is {value!r}, expected a number above 0 - needed to count the cost")
         return value
 
@@ -211,7 +220,7 @@ def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, 
     if isinstance(dumps, str) and dumps and not settings.dynamic:
         # The directory may have moved since: look where the config says, then inside the run.
         places = [Path(dumps), path / dumps, path / Path(dumps).name]
-        found = next((place for place in places if place.is_dir()), None)
+        found = next((place for place in places if os.path.isdir(place)), None)
         if found:
             table["frac_mixed"] = mixed_from_dumps(found).reindex(table.index)
     for name in ("padding_rows", "phase", "plugin_seconds"):
@@ -243,12 +252,13 @@ def _model_shape(config: RunConfig, facts: dict, path: Path) -> ModelShape:
     if "model_shape" in facts:
         given = facts["model_shape"]
         numbers = [given.get(name) for name in ("parameters", "attention")] if isinstance(given, dict) else [None]
-        if not all(type(number) is int and number >= 0 for number in numbers) or not numbers[0]:
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or not numbers[0]:
             raise SgpoError(f"{path / 'run.json'}: model_shape must be as in {remedy}, whole numbers")
         return ModelShape(*numbers)
     model = config.get("actor_rollout_ref.model.path")
-    if not model or not Path(model).expanduser().is_dir():
+    folder = Path(os.path.expanduser(model)) if isinstance(model, str) and model else None
+    if folder is None or not os.path.isdir(folder):
         raise SgpoError(
             f"{path}: the model's shape is unknown, {model!r} is no local folder - write {remedy} to run.json"
         )
-    return shape_from_path(Path(model).expanduser())
+    return shape_from_path(folder)
