@@ -33,10 +33,11 @@ class Sampled:
     failure: str | None = None
 
     def can_be(self) -> bool:
-        """Whether a request can give this: for what is read back."""
-        counts = (self.position, self.trials, self.successes, self.prompt_tokens, self.response_tokens)
+        """Whether a request can give this: for what is read back. Which positions there are, the caller knows."""
+        counts = (self.trials, self.successes, self.prompt_tokens, self.response_tokens)
         return (
-            all(type(count) is int and 0 <= count < 2**63 for count in counts)
+            type(self.position) is int
+            and all(type(count) is int and 0 <= count < 2**63 for count in counts)
             and self.successes <= self.trials < MOST_TRIALS
             and self.prompt_tokens < 2**31
             and type(self.reward_sum) in (int, float)

@@ -148,6 +148,8 @@ def test_state_restores_into_a_new_loader_and_the_next_draws_are_equal(loader):
 def test_a_stock_checkpoint_and_one_of_another_plan_are_refused(loader):
     with pytest.raises(SgpoError, match="written by stock verl"):
         loader().load_state_dict({"_snapshot": {}})
+    with pytest.raises(SgpoError, match=r"written by sgpo-verl 0\.0\.1, this is"):
+        loader().load_state_dict({**loader().state_dict(), "sgpo_verl": "0.0.1"})
     state = loader({"seed": 3}).state_dict()
     with pytest.raises(SgpoError, match=r"sgpo.seed: checkpoint '3', run '0'"):
         loader().load_state_dict(state)

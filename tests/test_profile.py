@@ -229,7 +229,7 @@ def test_a_truncated_profile_is_refused_wherever_it_was_cut(tmp_path):
 def test_an_interrupted_write_leaves_the_old_profile_and_nothing_else(tmp_path, monkeypatch):
     path = save_profile(make_profile([1, 2]), tmp_path / "p.parquet")
 
-    def half_written(table, target):
+    def half_written(table, target, **options):
         target.write_bytes(b"PAR1")
         raise KeyboardInterrupt
 

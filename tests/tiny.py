@@ -156,6 +156,24 @@ def wait_until(happened, process: subprocess.Popen, timeout: float = 300) -> Non
         time.sleep(0.002)
 
 
+def kill_titled(process: subprocess.Popen, title: str) -> None:
+    """SIGKILL to those processes of the run whose title begins like this; there must be one."""
+    killed = 0
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(child.cmdline()).startswith(title):
+                child.kill()
+                killed += 1
+    assert killed, f"no process called {title}"
+
+
+def last_line(run_dir: Path) -> str:
+    """What we said last, after everything that Ray says of an error."""
+    return [line for line in (run_dir / "log").read_text(errors="replace").splitlines() if line.startswith("sgpo: ")][
+        -1
+    ]
+
+
 def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL to the run and every process it started, at once: what the death of a machine is to it."""
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -173,10 +191,10 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line)["data"] for line in lines if line.endswith("\n")]
 
 
-def dumped_groups(run_dir: Path, step: int) -> dict[str, list[dict]]:
+def dumped_groups(run_dir: Path, step: int, dump: str = "rollouts") -> dict[str, list[dict]]:
     """verl's own rollout dump of a step: uid -> its rollouts."""
     groups: dict[str, list[dict]] = {}
-    for line in (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines():
+    for line in (run_dir / dump / f"{step}.jsonl").read_text().splitlines():
         row = json.loads(line)
         groups.setdefault(row["uid"].split("_")[0], []).append(row)
     return groups

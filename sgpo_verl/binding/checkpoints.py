@@ -8,6 +8,7 @@ checkpoint without the dataloader's state makes verl start its data from the beg
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def resumed_state(config: DictConfig) -> dict[str, Any] | None:
         raise SgpoError(f"{path}: no such file, so nothing says which prompts come next; {_ways_out(folder)}") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise SgpoError(f"{path}: cannot be read ({_line(error)}); {_ways_out(folder)}") from None
+
+
+def not_saved(config: DictConfig, step: int, error: Exception) -> SgpoError:
+    """What to say when verl could not write a checkpoint: torch says of a full disk no more than "iostream error"."""
+    place = Path(config.trainer.default_local_dir)
+    tracker = place / TRACKER
+    last = f"step {tracker.read_text()}" if tracker.is_file() else "the beginning"
+    free = shutil.disk_usage(place).free / 2**30 if place.is_dir() else 0.0
+    return SgpoError(
+        f"{place}: the checkpoint of step {step} could not be written ({_line(error)}; {free:.1f} GiB free there): make room "
+        f"and start the same command again, it resumes from {last}"
+    )
 
 
 def _resumed_folder(config: DictConfig) -> Path | None:

@@ -131,5 +131,10 @@ class CurriculumDataLoader:
             raise SgpoError(
                 f"checkpoint: lacks {', '.join(missing)} in its dataloader state: start a new run from its weights"
             )
+        if state["sgpo_verl"] != __version__:
+            raise SgpoError(
+                f"checkpoint: written by sgpo-verl {state['sgpo_verl']}, this is {__version__}: install that version to "
+                "resume it, or start a new run from its weights"
+            )
         self.method.load_state_dict(state["method"])
         self.ledger.load_state_dict(state["ledger"])

@@ -13,8 +13,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ray.exceptions import RayActorError
 
 from sgpo_verl.binding.verl_version import check_verl_version
+from sgpo_verl.binding.watch import AGAIN
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import differences, load_profile
@@ -43,6 +45,9 @@ class Preflight(Callback):
         failure = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if isinstance(failure, SgpoError):
             _refuse(getattr(failure, "cause", failure))
+        if isinstance(failure, RayActorError):
+            reason = " ".join(str(failure).split())
+            _refuse(SgpoError(f"a worker of the run died, or the node it was on: {AGAIN} ({reason[-300:]})"))
 
 
 def _check_loaded() -> None:

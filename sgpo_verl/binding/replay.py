@@ -35,11 +35,19 @@ def closest(sizes: Sequence[int], rollouts: int) -> list[int]:
 
 
 class WatchedBuffer(ReplayBuffer):
-    """verl's buffer; watch: called at every poll, raises if what the step waits for will never come."""
+    """verl's buffer. watch: called at every poll, raises if what the step waits for will never come. diagnose: called when
+    verl gives up on a step, raises if it knows why."""
 
-    def __init__(self, *args, watch: Callable[[], None], **kwargs):
+    def __init__(self, *args, watch: Callable[[], None], diagnose: Callable[[], None], **kwargs):
         super().__init__(*args, **kwargs)
-        self.watch = watch
+        self.watch, self.diagnose = watch, diagnose
+
+    def sample(self, *args, **kwargs):
+        try:
+            return super().sample(*args, **kwargs)
+        except RuntimeError:
+            self.diagnose()
+            raise
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         self.watch()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import ray
 from omegaconf import DictConfig
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
-from verl.experimental.agent_loop import AgentLoopManager
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.utils.fs import copy_to_local
 
@@ -55,12 +55,26 @@ def sampler_for(
                 yield partial(agent_loops, sampler)
 
 
+class LastOutputWorker(AgentLoopWorker):
+    """verl's worker. Of several outputs of a session the last speaks for all, as in training; verl's own takes one only."""
+
+    async def _agent_loop_postprocess(self, output, validate, **kwargs):
+        last = output[-1] if isinstance(output, list) else output
+        return await super()._agent_loop_postprocess(last, validate, **kwargs)
+
+
+class LastOutputManager(AgentLoopManager):
+    def __init__(self, *args, **kwargs):
+        self.agent_loop_workers_class = ray.remote(LastOutputWorker)
+        super().__init__(*args, **kwargs)
+
+
 @contextmanager
 def agent_loop_sampler(
     replicas: Replicas, rewards: RewardLoopManager, config: DictConfig, settings: Settings
 ) -> Iterator[AgentLoopSampler]:
     """verl's agent loop workers over servers that are running; they end on leaving."""
-    manager = AgentLoopManager.create(
+    manager = LastOutputManager.create(
         config=config,
         llm_client=replicas.manager.get_client(),
         reward_loop_worker_handles=rewards.reward_loop_worker_handles,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import transfer_queue as tq
 import wrapt
 from omegaconf import OmegaConf, open_dict
+from ray.exceptions import RayActorError
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
@@ -21,13 +22,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
-from sgpo_verl.binding.checkpoints import resumed_state
+from sgpo_verl.binding.checkpoints import not_saved, resumed_state
 from sgpo_verl.binding.dataloader import PROMPT
 from sgpo_verl.binding.outcomes import outcomes_of, rollouts_of, tokens_of
 from sgpo_verl.binding.replay import WatchedBuffer
 from sgpo_verl.binding.rows import Rows
 from sgpo_verl.binding.session import Session
-from sgpo_verl.binding.watch import Watch
+from sgpo_verl.binding.watch import AGENT_LOOP, Watch, check_servers, died
 from sgpo_verl.metrics import StepTotals
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan
@@ -61,11 +62,19 @@ class SgpoTrainer:
             gen_batch_size=1,
             sync_refill_failed_groups=bool(sampler.get("sync_refill_failed_groups", False)),
             watch=lambda: self._watch.check(),
+            diagnose=self._check_servers,
         )
 
     def fit(self, agent_loop_manager):
-        self._watch = Watch(agent_loop_manager.agent_loop_workers, "an agent-loop worker")
+        self._watch = Watch(agent_loop_manager.agent_loop_workers, AGENT_LOOP)
         super().fit(agent_loop_manager)
+
+    def on_sample_end(self):
+        self._check_servers()  # a dead one would never answer when it is sent to sleep
+        super().on_sample_end()
+
+    def _check_servers(self) -> None:
+        check_servers([f"http://{a}" for manager in self._rollout_server_managers() for a in manager.server_addresses])
 
     def _init_dataloader(self):
         super()._init_dataloader()
@@ -87,8 +96,20 @@ class SgpoTrainer:
                 if OmegaConf.select(self.config, optimizer) is not None:
                     OmegaConf.update(self.config, f"{optimizer}.total_training_steps", steps * self.parameter_sync_step)
 
+    def _save_checkpoint(self):
+        try:
+            super()._save_checkpoint()
+        except (OSError, RuntimeError) as error:
+            raise not_saved(self.config, self.global_steps, error) from error
+
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         return self._draw(self.sgpo.plan.step_rollouts(self.sgpo.method.group_size()))
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        try:
+            return super()._submit_batch_to_rollout(batch)
+        except RayActorError as error:
+            raise died(AGENT_LOOP, error) from None
 
     def _replace(self, groups: int) -> int:
         """In place of groups that failed; all groups of a step have the same size."""

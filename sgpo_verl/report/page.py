@@ -28,7 +28,7 @@ def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> l
         raise SgpoError(f"-o {out_html}: is a folder or a device - name a file, such as report.html")
     comparison = compare(runs, metric)
     drawn = pictures(comparison)
-    files = {out_html: render(comparison, drawn).encode()}
+    files = {out_html: render(comparison, drawn).encode(errors="replace")}
     folder = out_html.with_name(f"{out_html.stem}_files")
     files |= {folder / f"{picture.name}.png": picture.png for picture in drawn}
     for path, content in files.items():

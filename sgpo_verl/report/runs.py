@@ -162,6 +162,7 @@ def _read_facts(path: Path) -> dict:
         return {}
     try:
         facts = json.loads(path.read_text())
+        json.dumps(facts, ensure_ascii=False).encode()  # raises where a label could not be shown
     except (OSError, ValueError, RecursionError) as error:
         raise SgpoError(f"{path}: not readable as JSON ({error}) - repair it, or remove it (it is optional)") from None
     if not isinstance(facts, dict):
