@@ -173,7 +173,7 @@ def test_nothing_learnable_is_refused_with_the_counts_and_the_way_out():
 
 @pytest.mark.parametrize(
     ("rollouts", "size", "expected"),
-    [(16, 8, [8, 8]), (17, 8, [9, 8]), (15, 8, [15]), (8, 8, [8]), (7, 2, [3, 2, 2]), (3, 1, [1, 1, 1])],
+    [(16, 8, [8, 8]), (17, 8, [9, 8]), (15, 8, [15]), (8, 8, [8]), (7, 2, [3, 2, 2]), (3, 1, [1, 1, 1]), (4, 8, [4])],
 )
 def test_split(rollouts, size, expected):
     assert split(rollouts, size) == expected

@@ -147,6 +147,40 @@ def test_what_cannot_work_together_is_refused_by_its_key(composed, key, value, m
         check_supported(changed(composed, key, value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("algorithm.adv_estimator", "grpo", r"sgpo\.prune=True: needs algorithm\.adv_estimator=sgpo, this run has grpo"),
+        ("algorithm.use_kl_in_reward", True, r"sgpo\.prune=True: with algorithm\.use_kl_in_reward=True"),
+        ("actor_rollout_ref.actor.use_kl_loss", True, r"actor\.use_kl_loss would have moved the rows .* sgpo\.prune=force"),
+        ("actor_rollout_ref.actor.entropy_coeff", 0.01, r"actor\.entropy_coeff would have moved the rows"),
+    ],
+)
+def test_rows_are_left_out_only_where_nothing_else_would_have_moved_them(composed, key, value, message):
+    pruned = changed(composed, "sgpo.prune", True)
+    check_supported(pruned)
+    check_supported(changed(composed, key, value))
+    with pytest.raises(SgpoError, match=message):
+        check_supported(changed(pruned, key, value))
+
+
+def test_force_leaves_rows_out_beside_a_kl_loss_but_not_before_rewards_are_known(composed):
+    forced = changed(composed, "sgpo.prune", "force")
+    check_supported(changed(forced, "actor_rollout_ref.actor.use_kl_loss", True))
+    with pytest.raises(SgpoError, match="no reward is known before the reference model"):
+        check_supported(changed(forced, "algorithm.use_kl_in_reward", True))
+
+
+@pytest.mark.parametrize("mode", ["sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async"])
+def test_every_mode_of_ours_passes(composed, mode):
+    check_supported(changed(composed, "trainer.v1.trainer_mode", mode))
+
+
+def test_a_replay_buffer_of_the_users_own_is_refused(composed):
+    with pytest.raises(SgpoError, match=r"trainer\.v1\.sampler\.custom_sampler: the plugin brings a replay buffer"):
+        check_supported(changed(composed, "trainer.v1.sampler.custom_sampler.path", "mine.py"))
+
+
 @pytest.mark.parametrize(("key", "value"), [("algorithm.adv_estimator", "grpo"), ("algorithm.filter_groups", None)])
 def test_what_works_together_is_accepted(composed, key, value):
     check_supported(changed(composed, key, value))

@@ -11,6 +11,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from sgpo_verl.binding.replay import GroupBuffer, rollouts_of
 from sgpo_verl.binding.trainer import SgpoTrainer
+from sgpo_verl.errors import SgpoError
 
 
 class SgpoTrainerAsync(SgpoTrainer):
@@ -20,7 +21,14 @@ class SgpoTrainerAsync(SgpoTrainer):
 
     def _init_dataloader(self):
         super()._init_dataloader()
-        self.replay_buffer.rollouts_per_prompt = self.sgpo.plan.rollouts_per_prompt
+        plan = self.sgpo.plan
+        self.replay_buffer.rollouts_per_prompt = plan.rollouts_per_prompt
+        largest, in_update = plan.settings.group_size.max, plan.step_rollouts(1) // self.parameter_sync_step
+        if plan.rollouts_per_prompt is not None and largest > in_update:
+            raise SgpoError(
+                f"sgpo.group_size.max={largest} is more than the {in_update} rollouts of one of the {self.parameter_sync_step} "
+                "updates between two weight syncs (trainer.v1.separate_async.parameter_sync_step): lower the one or the other"
+            )
 
     def _groups_to_wait_for(self, prompts: int) -> int:
         return prompts  # GroupBuffer knows what they are worth
