@@ -41,8 +41,9 @@ def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Fo
     plan, table, numbers = made.plan, made.profile.table, made.plan.numbers
     everyone_P = np.arange(len(table))
     steps = numbers.stock_steps(len(table))
-    stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n)]
-    ours = [(p.prompts_M, p.group_size, s, r) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)]
+    prune = bool(plan.settings.prune)
+    stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n, False)]
+    ours = [(p.prompts_M, p.group_size, s, r, prune) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)]
     profile_flops = generate_flops(shape, made.profile.tokens())
     return _forecast(made, shape, stock, 0, 0.0), _forecast(made, shape, ours, made.profile.samples, profile_flops)
 
@@ -53,8 +54,10 @@ def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, 
     prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)
     sampled_P = table["trials"].to_numpy() > 0
     totals, groups, mixed, teaching = np.zeros(4), 0, 0.0, 0.0
-    for rows_M, size, steps, rollouts in parts:
+    for rows_M, size, steps, rollouts, prune in parts:
         p_M = pass_rate_P[rows_M]
+        share = float((1 - p_M**size - (1 - p_M) ** size).mean())
+        trained = rollouts * share if prune else rollouts
         sampled_M = rows_M[sampled_P[rows_M]]
         prompt, response = prompt_P[sampled_M].mean(), response_P[sampled_M].mean()
         step = StepTokens(
@@ -62,15 +65,14 @@ def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, 
             prompt_tokens=rollouts // size * prompt,
             rows=rollouts,
             response_tokens=rollouts * response,
-            trained=rollouts * (prompt + response),
-            trained_rows=rollouts,
+            trained=trained * (prompt + response),
+            trained_rows=trained,
             scoring_passes=numbers.scoring_passes,
             epochs=numbers.ppo_epochs,
         )
         totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
         count = steps * (rollouts // size)
         groups += count
-        share = float((1 - p_M**size - (1 - p_M) ** size).mean())
         mixed += count * share
         teaching += steps * rollouts * share
     return Forecast(

@@ -62,7 +62,7 @@ class TwoOutputs(AgentLoopBase):
             mask = [1] * len(said.token_ids)
             outputs.append(AgentLoopOutput(
                 prompt_ids=prompt, response_ids=said.token_ids, response_mask=mask, num_turns=2, metrics={},
-                extra_fields=said.extra_fields,
+                extra_fields=said.extra_fields, response_logprobs=said.log_probs,
             ))
             prompt = prompt + said.token_ids
         return outputs

@@ -15,8 +15,8 @@ PROFILE = make_profile([4, 4, 4, 4, 8, 8, 8, 8], trials=8, prompt=10, response=2
 NUMBERS = RunNumbers(train_batch_size=4, rollout_n=4, mini_batch_size=4)
 
 
-def both(numbers: RunNumbers = NUMBERS, shape: ModelShape | None = None):
-    return forecast(make_plan(PROFILE, load_settings({}), numbers), shape)
+def both(numbers: RunNumbers = NUMBERS, shape: ModelShape | None = None, **settings):
+    return forecast(make_plan(PROFILE, load_settings(settings), numbers), shape)
 
 
 def test_stock_grpo_on_all_prompts():
@@ -40,6 +40,14 @@ def test_the_plan_with_its_profile():
     # profile: 2 x (8 x 10 + 64 x 20) = 2720; step: 2 x 400 + 4 x 2 x 480
     assert (ours.flops_profile, ours.flops) == (2720, 2720 + 800 + 3840)
     assert ours.mixed == 0.5  # 1 - 2/4
+
+
+def test_rows_left_out_are_generated_and_not_trained():
+    stock, ours = both(shape=ModelShape(1, 0), prune=True)
+    # half of the groups are mixed: 8 of the 16 rollouts are trained, 240 tokens; the baseline trains all of its own
+    assert (ours.generated_tokens, ours.trained_tokens) == (400, 240)
+    assert ours.flops == 2720 + 800 + 1920
+    assert stock.trained_tokens == 960
 
 
 def test_attention_is_counted_at_the_mean_length():
