@@ -43,7 +43,9 @@ def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Fo
     steps = numbers.stock_steps(len(table))
     prune = bool(plan.settings.prune)
     stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n, False)]
-    ours = [(p.prompts_M, p.group_size, s, r, prune) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)]
+    ours = [
+        (p.prompts_M, p.group_size, s, r, prune) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)
+    ]
     profile_flops = generate_flops(shape, made.profile.tokens())
     return _forecast(made, shape, stock, 0, 0.0), _forecast(made, shape, ours, made.profile.samples, profile_flops)
 

@@ -150,9 +150,17 @@ def test_what_cannot_work_together_is_refused_by_its_key(composed, key, value, m
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("algorithm.adv_estimator", "grpo", r"sgpo\.prune=True: needs algorithm\.adv_estimator=sgpo, this run has grpo"),
+        (
+            "algorithm.adv_estimator",
+            "grpo",
+            r"sgpo\.prune=True: needs algorithm\.adv_estimator=sgpo, this run has grpo",
+        ),
         ("algorithm.use_kl_in_reward", True, r"sgpo\.prune=True: with algorithm\.use_kl_in_reward=True"),
-        ("actor_rollout_ref.actor.use_kl_loss", True, r"actor\.use_kl_loss would have moved the rows .* sgpo\.prune=force"),
+        (
+            "actor_rollout_ref.actor.use_kl_loss",
+            True,
+            r"actor\.use_kl_loss would have moved the rows .* sgpo\.prune=force",
+        ),
         ("actor_rollout_ref.actor.entropy_coeff", 0.01, r"actor\.entropy_coeff would have moved the rows"),
     ],
 )
