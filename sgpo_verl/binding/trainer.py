@@ -66,7 +66,8 @@ class SgpoTrainer:
         )
 
     def fit(self, agent_loop_manager):
-        self._watch = Watch(agent_loop_manager.agent_loop_workers, AGENT_LOOP)
+        workers = getattr(agent_loop_manager, "agent_loop_workers", ())  # a manager of the user's own may have none
+        self._watch = Watch(workers, AGENT_LOOP)
         super().fit(agent_loop_manager)
 
     def on_sample_end(self):

@@ -16,8 +16,6 @@ from ray.exceptions import RayActorError
 from sgpo_verl.errors import SgpoError
 
 AGAIN = "start the same command again to resume from the last checkpoint"
-
-
 AGENT_LOOP = "an agent-loop worker"
 
 
@@ -30,6 +28,8 @@ class Watch:
 
     def check(self) -> None:
         """Raises SgpoError if one of them has died."""
+        if not self._asked:  # ray.wait refuses an empty list
+            return
         answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
         for answer in answered:
             try:
