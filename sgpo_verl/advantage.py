@@ -1,8 +1,7 @@
 """Advantages of outcome rewards in groups of any size."""
 
-from collections.abc import Hashable
-
 import numpy as np
+import pandas as pd
 
 EPSILON = 1e-6  # as in verl's GRPO
 
@@ -22,8 +21,7 @@ def grpo(rewards_N: np.ndarray, group_N: np.ndarray, normalize_by_std: bool = Tr
         raise ValueError(f"{len(rewards_N)} rewards, {len(group_N)} group labels")
     if rewards_N.size == 0:
         return rewards_N
-    number: dict[Hashable, int] = {}
-    member_N = np.array([number.setdefault(label, len(number)) for label in group_N])
+    member_N = numbered(group_N)
     order_N = np.argsort(member_N, kind="stable")
     start_G = np.flatnonzero(np.diff(member_N[order_N], prepend=-1))
     size_G = np.diff(start_G, append=len(order_N))
@@ -39,3 +37,39 @@ def grpo(rewards_N: np.ndarray, group_N: np.ndarray, normalize_by_std: bool = Tr
     advantages_N = np.empty_like(rewards_N)
     advantages_N[order_N] = np.where(np.repeat(same_G, size_G), 0.0, centred_N)
     return advantages_N
+
+
+def posterior(
+    successes_N: np.ndarray,
+    group_N: np.ndarray,
+    a_N: np.ndarray,
+    b_N: np.ndarray,
+    normalize_by_std: bool = True,
+) -> np.ndarray:
+    """Advantage against what was expected of the prompt, without the rollout itself: float64 (N,).
+
+    A_i = (s_i - b_i) / sqrt(m (1 - m)),  b_i = (a + c - s_i) / (a + b + G - 1),  m = a / (a + b)
+
+    b_i is the posterior mean of the prompt's pass rate given the other rollouts of its group. It does not depend on s_i, nor m
+    on any of them, so the expected gradient is that of the pass rate, scaled per prompt: unbiased. A group of equal outcomes
+    teaches unless the prior expected just that; a group of one is measured against the prior alone.
+
+    successes_N: 0 or 1. group_N: as for ``grpo``. a_N, b_N: of the Beta prior of the row's prompt, before the group.
+    """
+    successes_N = np.asarray(successes_N, dtype=np.float64)
+    if successes_N.size == 0:
+        return successes_N
+    member_N = numbered(group_N)
+    correct_N = np.bincount(member_N, successes_N)[member_N]
+    size_N = np.bincount(member_N)[member_N]
+    baseline_N = (a_N + correct_N - successes_N) / (a_N + b_N + size_N - 1)
+    mean_N = a_N / (a_N + b_N)
+    return (successes_N - baseline_N) / (np.sqrt(mean_N * (1 - mean_N)) if normalize_by_std else 1.0)
+
+
+def numbered(group_N: np.ndarray) -> np.ndarray:
+    """Labels -> numbers of groups, in the order of their first row."""
+    if not isinstance(group_N, np.ndarray):
+        labels, group_N = group_N, np.empty(len(group_N), dtype=object)
+        group_N[:] = labels
+    return pd.factorize(group_N, use_na_sentinel=False)[0]

@@ -1,6 +1,7 @@
 """Settings under ``sgpo:``. This file is their only definition: names, types, defaults, bounds, meaning.
 
-The defaults are the paper's (arXiv 2606.08854) where it gives a value. Unknown keys and bad values are refused by name.
+The defaults are the papers' where they give a value. Unknown keys and bad values are refused by name. A method is a
+choice of parts (``PARTS``), each of which may be set on its own: an ablation is a list of overrides.
 """
 
 import difflib
@@ -13,6 +14,31 @@ from pydantic_core import PydanticCustomError
 from sgpo_verl.errors import SgpoError
 
 Prune = Literal[True, False, "force"]
+
+# What each method is made of; a part that is given, and not null, stands.
+PARTS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "filter": "profile",
+        "allocation": "profile",
+        "curriculum": "phases",
+        "advantage": "grpo",
+        "prune": False,
+    },
+    "prune": {"filter": "none", "allocation": "uniform", "curriculum": "shuffle", "advantage": "grpo", "prune": True},
+    "greso": {"filter": "mixed", "allocation": "uniform", "curriculum": "greso", "advantage": "grpo", "prune": False},
+    "aero": {"filter": "none", "allocation": "rescue", "curriculum": "shuffle", "advantage": "aero", "prune": False},
+    "bayes": {
+        "filter": "none",
+        "allocation": "posterior",
+        "curriculum": "posterior",
+        "advantage": "grpo",
+        "prune": True,
+    },
+}
+SWITCH = {
+    "filter": "by",
+    "curriculum": "order",
+}  # parts with settings of their own; sgpo.filter=none sets sgpo.filter.by
 
 
 class _Node(BaseModel):
@@ -67,8 +93,13 @@ class ProfileSettings(_Node):
 
 
 class FilterSettings(_Node):
-    """Which prompts are trained on (paper: trivial removed, unsolved sub-sampled)."""
+    """Which prompts are trained on."""
 
+    by: Literal["profile", "mixed", "none"] = Field(
+        "profile",
+        description="profile: trivial prompts removed, unsolved ones sub-sampled; mixed: groups of equal rewards dropped, and "
+        "others drawn in their place; none: all are trained on; null: the method's own.",
+    )
     max_pass_rate: float = Field(0.75, ge=0, le=1, description="Prompts solved more often than this are removed.")
     unsolved_fraction: float = Field(0.1, ge=0, le=1, description="Share of never-solved prompts drawn per phase.")
 
@@ -90,15 +121,84 @@ class GroupSizeSettings(_Node):
 
 
 class CurriculumSettings(_Node):
-    """In which order: one phase per group size, easy (small groups) to hard (large groups)."""
+    """In which order prompts are drawn."""
 
+    order: Literal["phases", "shuffle", "greso", "posterior"] = Field(
+        "phases",
+        description="phases: one per group size, easy (small groups) to hard; shuffle: as stock GRPO; greso: shuffled, prompts "
+        "skipped at random by their own past groups; posterior: by what is believed of them; null: the method's own.",
+    )
     until: Literal["epochs", "steps", "plateau"] = Field("epochs", description="What ends a phase.")
-    epochs: int = Field(
-        1, ge=1, description="Passes over a phase's prompts, where trainer.total_training_steps is null."
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over a phase's prompts, where trainer.total_training_steps is null; null: trainer.total_epochs.",
     )
     steps: list[int] | None = Field(None, description="Steps of each phase, easy to hard, for until=steps.")
     window: int = Field(5, ge=1, description="until=plateau: steps averaged on either side of the comparison.")
     min_gain: float = Field(0.01, description="until=plateau: a phase ends when its mean reward gained less than this.")
+
+
+class GresoSettings(_Node):
+    """curriculum.order=greso, and how filter.by=mixed draws prompts in place of dropped ones (arXiv 2506.02177)."""
+
+    target: float = Field(0.25, ge=0, le=1, description="Share of groups of equal rewards that is aimed at.")
+    easy_share: float = Field(1 / 3, ge=0, le=1, description="Of the target, the share of too easy prompts.")
+    easy_reward: float = Field(
+        0.98, description="A group of equal rewards of at least this is easy, one below it hard."
+    )
+    start: float = Field(
+        0.5, gt=0, lt=1, description="Base probability, easy and hard, of drawing once more, at first."
+    )
+    step: float = Field(0.01, ge=0, lt=1, description="What it moves by after each step from the second epoch on.")
+    least: float = Field(0.05, gt=0, lt=1, description="Its lower bound.")
+    most: float = Field(0.95, gt=0, lt=1, description="Its upper bound.")
+    explore: float = Field(0.01, gt=0, le=1, description="A prompt is drawn at least this often when its turn comes.")
+    refill_factor: float = Field(1.25, ge=1, description="Prompts drawn in place of dropped ones: over those expected.")
+    refill_min: int | None = Field(
+        None, ge=1, description="At least so many; null: a quarter of data.train_batch_size, as the authors' 64 of 256."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if not self.least <= self.start <= self.most:
+            raise ValueError(f"start ({self.start}) is outside [least, most] = [{self.least}, {self.most}]")
+        return self
+
+
+class AeroSettings(_Node):
+    """allocation=rescue and advantage=aero (arXiv 2602.14338)."""
+
+    explore: int = Field(8, ge=2, description="Rollouts of every prompt.")
+    wave: int = Field(2, ge=1, description="Added at a time while none has succeeded.")
+    most: int = Field(16, ge=2, description="Rollouts of a prompt in all, at most.")
+    keep: int = Field(
+        4, ge=1, description="Of a group that is all correct, or all wrong after rescue: so many are trained on."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.most < self.explore:
+            raise ValueError(f"most ({self.most}) is smaller than explore ({self.explore})")
+        return self
+
+
+class PosteriorSettings(_Node):
+    """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior."""
+
+    successes: float = Field(1.0, gt=0, description="a of a prompt of which nothing is known.")
+    failures: float = Field(1.0, gt=0, description="b of a prompt of which nothing is known.")
+    profile_weight: float = Field(
+        0.5, ge=0, le=1, description="What a sample of sgpo.profile.path counts as, in rollouts."
+    )
+    memory: float = Field(0.7, ge=0, le=1, description="Share of the old evidence that stays when new comes.")
+    strength: float = Field(4.0, gt=0, description="advantage=posterior: a + b are scaled down to this at most.")
+    temperature: float = Field(
+        0.05, ge=0, description="Noise in the choice of prompts, beyond a draw from the posterior."
+    )
+    length_price: float = Field(
+        0.0, ge=0, description="Signal that a rollout of mean length must bring to be worth drawing; longer ones, more."
+    )
 
 
 class BatchSettings(_Node):
@@ -115,7 +215,21 @@ class BatchSettings(_Node):
 class Settings(_Node):
     """Everything under ``sgpo:``."""
 
-    method: Literal["paper"] = Field("paper", description="paper: sGPO as published.")
+    method: Literal["paper", "prune", "greso", "aero", "bayes"] = Field(
+        "paper",
+        description="paper: sGPO as published; prune: GRPO without the rows that teach nothing; greso, aero: as published; "
+        "bayes: prompts and group sizes by a posterior.",
+    )
+    allocation: Literal["profile", "uniform", "posterior", "rescue"] = Field(
+        "profile",
+        description="Rollouts per prompt. profile: 1 / pass rate; uniform: actor_rollout_ref.rollout.n; posterior: where one "
+        "more is expected to teach most; rescue: more while none succeeds; null: the method's own.",
+    )
+    advantage: Literal["grpo", "posterior", "aero"] = Field(
+        "grpo",
+        description="grpo: against the group's mean; posterior: against what was expected of the prompt; aero: against the "
+        "posterior mean where a group is all the same; null: the method's own.",
+    )
     seed: int = Field(0, ge=0, description="Of every random choice made here: profile samples, sub-sampling, order.")
     success_threshold: float = Field(
         0.5,
@@ -124,7 +238,13 @@ class Settings(_Node):
     prune: Prune = Field(
         False,
         description="Leave rows without advantage out of log-probs and update; the gradient stays. force: even where a KL loss "
-        "or an entropy bonus would have moved them.",
+        "or an entropy bonus would have moved them; null: the method's own.",
+    )
+    train_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Expected share of rows that are trained on: drawn in proportion to |advantage|, weighted by the inverse.",
     )
     graded_rewards: bool = Field(False, description="Accept scores other than 0 and 1; success is by the threshold.")
     duplicates: Literal["error", "first"] = Field(
@@ -135,6 +255,46 @@ class Settings(_Node):
     group_size: GroupSizeSettings = GroupSizeSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
     batch: BatchSettings = BatchSettings()
+    greso: GresoSettings = GresoSettings()
+    aero: AeroSettings = AeroSettings()
+    posterior: PosteriorSettings = PosteriorSettings()
+
+    @property
+    def needs_profile(self) -> bool:
+        return "profile" in (self.filter.by, self.allocation) or self.curriculum.order == "phases"
+
+    @property
+    def needs_posterior(self) -> bool:
+        return "posterior" in (self.allocation, self.curriculum.order, self.advantage)
+
+    @property
+    def chooses_rows(self) -> bool:
+        """Whether advantages are settled right after sampling, before any row is scored."""
+        return bool(self.prune) or self.advantage != "grpo" or self.train_fraction < 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_of_the_method(cls, node: Any) -> Any:
+        """Fill in the parts that are not given; a text in place of a group of settings is its switch."""
+        if not isinstance(node, Mapping):
+            return node
+        filled = dict(node)
+        for part, own in PARTS.get(str(filled.get("method", "paper")), {}).items():
+            given = filled.get(part)
+            if part not in SWITCH:
+                filled[part] = own if given is None else given
+            elif given is None or isinstance(given, str):
+                filled[part] = {SWITCH[part]: given or own}
+            elif isinstance(given, Mapping) and given.get(SWITCH[part]) is None:
+                filled[part] = {**given, SWITCH[part]: own}
+        return filled
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        for wrong, reason in _misfits(self):
+            if wrong:
+                raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -145,6 +305,50 @@ class Settings(_Node):
         if self.batch.rollouts is not None and self.batch.unit != "rollouts":
             raise ValueError("batch.rollouts is only read with batch.unit=rollouts")
         return self
+
+
+def _misfits(settings: Settings) -> list[tuple[bool, str]]:
+    """Combinations of parts that make no sense, and why."""
+    by, order = settings.filter.by, settings.curriculum.order
+    allocation, advantage = settings.allocation, settings.advantage
+    return [
+        (
+            allocation == "posterior" and order != "posterior",
+            f"allocation=posterior chooses prompts as it gives them rollouts: it needs curriculum=posterior, not {order}",
+        ),
+        (
+            by == "mixed" and allocation != "uniform",
+            f"filter=mixed fills a step up group by group, all of one size: it needs allocation=uniform, not {allocation}",
+        ),
+        (
+            by == "mixed" and order == "phases",
+            "filter=mixed draws until a step is full, phases count what they draw: use curriculum=shuffle or greso",
+        ),
+        (
+            by == "mixed" and advantage != "grpo",
+            f"filter=mixed drops the groups that advantage={advantage} is for: use filter=none, or advantage=grpo",
+        ),
+        (
+            by == "mixed" and bool(settings.prune),
+            "filter=mixed leaves no rows without advantage: prune has nothing to do; use one of the two",
+        ),
+        (
+            settings.graded_rewards and advantage != "grpo",
+            f"advantage={advantage} is of right and wrong answers: with graded_rewards=true use advantage=grpo",
+        ),
+        (
+            settings.batch.unit == "prompts" and order != "phases",
+            f"batch.unit=prompts needs steps of one group size: curriculum=phases, not {order}",
+        ),
+        (
+            settings.curriculum.until != "epochs" and order != "phases",
+            f"curriculum.until={settings.curriculum.until} ends a phase: it needs curriculum=phases, not {order}",
+        ),
+        (
+            allocation == "rescue" and order in ("phases", "posterior"),
+            f"allocation=rescue gives every prompt the same to begin with: it needs curriculum=shuffle or greso, not {order}",
+        ),
+    ]
 
 
 def load_settings(node: Mapping[str, Any]) -> Settings:

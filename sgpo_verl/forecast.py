@@ -1,9 +1,10 @@
 """What a plan will cost, before anything is trained: rollouts, tokens and FLOPs beside stock GRPO on the same data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sgpo_verl.config import Settings
 from sgpo_verl.cost import ModelShape, StepTokens, generate_flops, step_flops
 from sgpo_verl.plan import ProfiledPlan
 
@@ -31,8 +32,10 @@ class Forecast:
         return self.flops / self.teaching_rollouts if self.teaching_rollouts else float("inf")
 
 
-def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Forecast]:
+def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Forecast | None]:
     """(stock GRPO on all prompts, this plan): lengths and pass rates as profiled, nothing learned on the way.
+
+    None for a plan that chooses by what it learns on the way (``chooses_on_the_way``): ``sgpo simulate`` shows those.
 
     Prompts that could not be profiled, which stock GRPO draws too: as long as the others on average, and never solved.
     shape: of the model; without it FLOPs are 0.
@@ -44,10 +47,20 @@ def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Fo
     prune = bool(plan.settings.prune)
     stock = [(everyone_P, numbers.rollout_n, steps, numbers.train_batch_size * numbers.rollout_n, False)]
     ours = [
-        (p.prompts_M, p.group_size, s, r, prune) for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)
+        (p.prompts_M, p.group_size if p.sizes_M is None else p.sizes_M, s, r, prune)
+        for p, s, r in zip(plan.phases, plan.steps, plan.rollouts, strict=True)
     ]
-    profile_flops = generate_flops(shape, made.profile.tokens())
-    return _forecast(made, shape, stock, 0, 0.0), _forecast(made, shape, ours, made.profile.samples, profile_flops)
+    if chooses_on_the_way(plan.settings):
+        return _forecast(made, shape, stock, 0, 0.0), None
+    profile = made.profile if plan.settings.needs_profile else replace(made.profile, table=table.iloc[:0])
+    profile_flops = generate_flops(shape, profile.tokens())
+    return _forecast(made, shape, stock, 0, 0.0), _forecast(made, shape, ours, profile.samples, profile_flops)
+
+
+def chooses_on_the_way(settings: Settings) -> bool:
+    """Whether prompts or rollouts depend on what training shows, so that a profile alone does not tell what it will cost."""
+    parts = (settings.curriculum.order, settings.allocation, settings.filter.by)
+    return bool({"greso", "posterior", "rescue", "mixed"} & set(parts)) or settings.advantage == "aero"
 
 
 def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
@@ -58,13 +71,15 @@ def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, 
     totals, groups, mixed, teaching = np.zeros(4), 0, 0.0, 0.0
     for rows_M, size, steps, rollouts, prune in parts:
         p_M = pass_rate_P[rows_M]
-        share = float((1 - p_M**size - (1 - p_M) ** size).mean())
+        mixed_M = 1 - p_M**size - (1 - p_M) ** size
+        share = float((mixed_M * size).mean() / np.mean(size))  # of rollouts, in mixed groups
         trained = rollouts * share if prune else rollouts
+        drawn = rollouts // size if isinstance(size, int) else rollouts / size.mean()
         sampled_M = rows_M[sampled_P[rows_M]]
         prompt, response = prompt_P[sampled_M].mean(), response_P[sampled_M].mean()
         step = StepTokens(
-            groups=rollouts // size,
-            prompt_tokens=rollouts // size * prompt,
+            groups=drawn,
+            prompt_tokens=drawn * prompt,
             rows=rollouts,
             response_tokens=rollouts * response,
             trained=trained * (prompt + response),
@@ -73,9 +88,8 @@ def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, 
             epochs=numbers.ppo_epochs,
         )
         totals += steps * np.array([rollouts, step.generated, step.trained, sum(step_flops(shape, step))])
-        count = steps * (rollouts // size)
-        groups += count
-        mixed += count * share
+        groups += steps * drawn
+        mixed += steps * drawn * float(mixed_M.mean())
         teaching += steps * rollouts * share
     return Forecast(
         steps=sum(part[2] for part in parts),

@@ -1,9 +1,10 @@
 """Profile + settings + the training run's own numbers -> who is trained, how often, for how many steps, at what cost."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,12 @@ import pyarrow as pa
 
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods.paper import Paper, Phase, classify, group_size, phases
+from sgpo_verl.methods.base import Method
+from sgpo_verl.methods.bayes import Bayes
+from sgpo_verl.methods.curriculum import Curriculum, Phase
+from sgpo_verl.methods.greso import Greso
+from sgpo_verl.methods.paper import Class, classify, group_size, phases
+from sgpo_verl.posterior import Posterior
 from sgpo_verl.profile import Profile
 
 KEYS = pa.schema([("prompt_key", pa.large_string())])
@@ -24,7 +30,7 @@ class RunNumbers:
 
     train_batch_size: prompts per step. rollout_n: rollouts per prompt. mini_batch_size: actor.ppo_mini_batch_size,
     prompts. total_epochs, total_training_steps: as in ``trainer`` (the latter may be None). scoring_passes, ppo_epochs:
-    as in ``cost.StepTokens``.
+    as in ``cost.StepTokens``. shuffle: ``data.shuffle``.
     """
 
     train_batch_size: int
@@ -34,6 +40,7 @@ class RunNumbers:
     total_training_steps: int | None = None
     scoring_passes: int = 1
     ppo_epochs: int = 1
+    shuffle: bool = True
 
     @property
     def updates_per_step(self) -> int:
@@ -48,9 +55,10 @@ class RunNumbers:
 
 @dataclass(frozen=True)
 class Plan:
-    """What training follows: the schedule, and nothing else that is as long as the data set.
+    """What training follows: the schedule, and nothing else that is as long as the data set, unless beliefs are kept.
 
-    steps: per phase. rollouts: per step, per phase. counts: digest of the profile that it was made from.
+    steps: per phase. rollouts: per step, per phase. counts: digest of the prompts, and of their profile if there is one.
+    prompts: of the data set. prior: where a posterior is kept, what it begins with.
     """
 
     settings: Settings
@@ -59,6 +67,8 @@ class Plan:
     steps: list[int]
     rollouts: list[int]
     counts: str
+    prompts: int
+    prior: Posterior | None = field(default=None, repr=False)
 
     @property
     def total_steps(self) -> int:
@@ -67,6 +77,8 @@ class Plan:
     @property
     def steps_per_pass(self) -> int:
         """Steps that one pass over every phase takes: what an epoch is to stock verl."""
+        if as_stock(self.settings):
+            return _whole_batches(self.phases[0], self.rollouts[0])
         return sum(_steps_of_passes(p, r, 1) for p, r in zip(self.phases, self.rollouts, strict=True))
 
     def step_rollouts(self, size: int) -> int:
@@ -76,22 +88,52 @@ class Plan:
     @property
     def rollouts_per_prompt(self) -> float | None:
         """What one of the baseline's prompts is worth in a step; None where a step is counted in prompts."""
-        return None if self.settings.batch.unit == "prompts" else self.step_rollouts(1) / self.numbers.train_batch_size
+        if self.settings.batch.unit == "prompts" or self.settings.allocation == "rescue":
+            return None
+        return self.step_rollouts(1) / self.numbers.train_batch_size
 
-    def method(self) -> Paper:
-        """The curriculum, at its start."""
-        budgets = [s * r for s, r in zip(self.steps, self.rollouts, strict=True)]
-        return Paper(self.phases, budgets, self.settings.curriculum, self.settings.seed, self.fingerprint())
+    @property
+    def largest_group(self) -> int:
+        """Rollouts of the largest group that may be drawn, rescue aside."""
+        chosen = self.settings.allocation in ("profile", "posterior")
+        return self.settings.group_size.max if chosen else self.phases[0].group_size
+
+    def start(self) -> tuple[Method, Posterior | None]:
+        """(the method, at its start; what it believes, if it believes anything). Both keep state."""
+        s, posterior, rollouts = self.settings, copy.deepcopy(self.prior), self.rollouts[0]
+        total = sum(s * r for s, r in zip(self.steps, self.rollouts, strict=True))
+        run = (s.seed, self.fingerprint())
+        shuffle = self.numbers.shuffle or s.curriculum.order == "phases"
+        if s.curriculum.order == "posterior":
+            assert posterior is not None
+            sizes = s.group_size if s.allocation == "posterior" else None
+            phase = self.phases[0]
+            return Bayes(s.method, phase, posterior, sizes, rollouts, total, s.posterior, *run), posterior
+        if s.curriculum.order == "greso":
+            return Greso(s.method, self.phases[0], self.prompts, rollouts, total, s.greso, *run, shuffle), posterior
+        return Curriculum(s.method, self.phases, self.steps, self.rollouts, s.curriculum, *run, shuffle), posterior
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
-        kept = self.settings.model_dump(include={"seed", "filter", "group_size", "curriculum"})
+        s, kept = self.settings, {"seed", "filter", "allocation", "group_size", "curriculum", "advantage"}
+        kept |= {"greso"} if s.curriculum.order == "greso" else set()
+        kept |= {"posterior"} if s.needs_posterior else set()
+        kept |= {"aero"} if s.allocation == "rescue" or s.advantage == "aero" else set()
+        shuffled = {"data.shuffle": self.numbers.shuffle} if s.curriculum.order in ("shuffle", "greso") else {}
+        size = {"actor_rollout_ref.rollout.n": self.numbers.rollout_n} if s.allocation == "uniform" else {}
         return {
             "profile": self.counts,
-            **{f"sgpo.{name}": json.dumps(value, sort_keys=True) for name, value in kept.items()},
+            **{f"sgpo.{name}": json.dumps(value, sort_keys=True) for name, value in s.model_dump(include=kept).items()},
             "steps per phase": self.steps,
             "rollouts per step": self.rollouts,
+            **shuffled,
+            **size,
         }
+
+
+def as_stock(settings: Settings) -> bool:
+    """Whether prompts are drawn as stock GRPO draws them: all of them, each ``rollout.n`` times, an epoch the data set's."""
+    return not settings.needs_profile
 
 
 @dataclass(frozen=True)
@@ -104,18 +146,84 @@ class ProfiledPlan:
 
 
 def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> ProfiledPlan:
-    """Decide. A position in the plan is a row of ``profile``, which is not changed.
+    """Decide, from a profile. A position in the plan is a row of ``profile``, which is not changed.
 
     Raises SgpoError if nothing is learnable, or if group sizes, budget and steps contradict each other.
     """
     trials_D, successes_D, which_P = _distinct(profile)
-    class_P = classify(trials_D, successes_D, settings.filter)[which_P]
+    class_D = classify(trials_D, successes_D, settings.filter)
+    if settings.filter.by != "profile":
+        class_D = np.where(class_D == Class.FAILED, Class.FAILED, Class.LEARNABLE).astype(np.int8)
+    class_P = class_D[which_P]
     size_P = group_size(trials_D, successes_D, settings.group_size)[which_P]
-    phase_list = phases(class_P, size_P, settings.filter, settings.seed)
+    table = profile.table
+    tokens_P = (table["prompt_tokens"] + table["response_tokens_mean"]).to_numpy(np.float32)
+    prior = _prior(settings, *(table[name].to_numpy() for name in ("trials", "successes")), tokens_P)
+    listed = phases(class_P, size_P, settings.filter, settings.seed)
+    phase_list = listed if settings.curriculum.order == "phases" else [merged(listed)]
+    plan = _schedule(_sized(phase_list, settings, numbers), settings, numbers, digest(profile), len(profile), prior)
+    return ProfiledPlan(plan, profile, class_P)
+
+
+def plan_without_profile(keys_P: Sequence[str], settings: Settings, numbers: RunNumbers) -> Plan:
+    """The schedule of a method that needs no profile: every prompt may be drawn. Raises SgpoError as ``make_plan``."""
+    count = len(keys_P)
+    nothing_P = np.zeros(count, dtype=np.int32)
+    everyone = Phase(0, count, 0, np.arange(count, dtype=np.int32))
+    prior = _prior(settings, nothing_P, nothing_P, nothing_P)
+    counts = _digest(pa.array(keys_P, pa.large_string()), nothing_P, nothing_P)
+    return _schedule(_sized([everyone], settings, numbers), settings, numbers, counts, count, prior)
+
+
+def _prior(settings: Settings, trials_P: np.ndarray, successes_P: np.ndarray, tokens_P: np.ndarray) -> Posterior | None:
+    if not settings.needs_posterior:
+        return None
+    return Posterior(trials_P, successes_P, tokens_P, settings.posterior)
+
+
+def merged(phase_list: Sequence[Phase]) -> Phase:
+    """All phases as one, each prompt with the group size that it had; an unsolved one drawn into several counts once."""
+    learnable_M = [p.prompts_M[: p.learnable] for p in phase_list]
+    last = phase_list[-1]
+    sizes = [np.full(len(m), p.group_size, np.int32) for m, p in zip(learnable_M, phase_list, strict=True)]
+    sizes_M = np.concatenate([*sizes, np.full(last.unsolved, last.group_size, np.int32)])
+    prompts_M = np.concatenate([*learnable_M, last.prompts_M[last.learnable :]])
+    return Phase(round(float(sizes_M.mean())), len(prompts_M) - last.unsolved, last.unsolved, prompts_M, sizes_M)
+
+
+def _sized(phase_list: Sequence[Phase], settings: Settings, numbers: RunNumbers) -> list[Phase]:
+    """The phases with the group sizes of ``sgpo.allocation``; those of the profile are there already."""
+    if settings.allocation == "profile":
+        return list(phase_list)
+    size = settings.aero.explore if settings.allocation == "rescue" else numbers.rollout_n
+    return [replace(phase, group_size=size, sizes_M=None) for phase in phase_list]
+
+
+def _schedule(
+    phase_list: list[Phase], settings: Settings, numbers: RunNumbers, counts: str, prompts: int, prior: Posterior | None
+) -> Plan:
     rollouts = [_step_rollouts(settings, numbers, phase.group_size) for phase in phase_list]
-    _check_budget(settings, numbers)
-    steps = phase_steps(phase_list, rollouts, settings, numbers)
-    return ProfiledPlan(Plan(settings, numbers, phase_list, steps, rollouts, digest(profile)), profile, class_P)
+    plan = Plan(settings, numbers, phase_list, [], rollouts, counts, prompts, prior)
+    _check_budget(plan)
+    if as_stock(settings):
+        return replace(plan, steps=[_stock_steps(phase_list[0], rollouts[0], numbers)])
+    return replace(plan, steps=phase_steps(phase_list, rollouts, settings, numbers))
+
+
+def _whole_batches(phase: Phase, rollouts: int) -> int:
+    """Steps of an epoch, as stock verl counts them: a batch that the data set does not fill is left out."""
+    return len(phase.prompts_M) // max(1, rollouts // phase.group_size)  # allocation=posterior: groups may be smaller
+
+
+def _stock_steps(phase: Phase, rollouts: int, numbers: RunNumbers) -> int:
+    """Stock verl's loop ends at whichever of ``trainer.total_epochs`` and ``trainer.total_training_steps`` comes first."""
+    epochs = _whole_batches(phase, rollouts) * numbers.total_epochs
+    if not epochs:
+        raise SgpoError(
+            f"data.train_files: its {len(phase.prompts_M)} prompts do not fill one step of {rollouts // phase.group_size}: "
+            "lower data.train_batch_size"
+        )
+    return epochs if numbers.total_training_steps is None else min(epochs, numbers.total_training_steps)
 
 
 def _distinct(profile: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,10 +236,13 @@ def _distinct(profile: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def digest(profile: Profile) -> str:
     """Of every prompt's key, trials and successes, in their order: 16 hex digits of a sha256, from the columns' own memory."""
     column = pa.Table.from_pandas(profile.table[["prompt_key"]], KEYS, preserve_index=False).column(0)
-    keys = column.combine_chunks()
+    trials_P, successes_P = (profile.table[name].to_numpy(np.int32) for name in ("trials", "successes"))
+    return _digest(column.combine_chunks(), trials_P, successes_P)
+
+
+def _digest(keys: pa.LargeStringArray, *counts: np.ndarray) -> str:
     ends = np.frombuffer(keys.buffers()[1], np.int64)[keys.offset : keys.offset + len(keys) + 1]
     text = keys.buffers()[2].slice(ends[0], ends[-1] - ends[0])
-    counts = (profile.table[name].to_numpy(np.int32) for name in ("trials", "successes"))
     hashed = hashlib.sha256()
     for part in (np.diff(ends), text, *counts):
         hashed.update(part)
@@ -144,16 +255,18 @@ def _step_rollouts(settings: Settings, numbers: RunNumbers, size: int) -> int:
     return settings.batch.rollouts or numbers.train_batch_size * numbers.rollout_n
 
 
-def _check_budget(settings: Settings, numbers: RunNumbers) -> None:
+def _check_budget(plan: Plan) -> None:
     """A step must hold the largest group, and divide into the baseline's number of updates."""
+    settings, numbers = plan.settings, plan.numbers
     if settings.batch.unit == "prompts":
         return
-    budget, updates = _step_rollouts(settings, numbers, 1), numbers.updates_per_step
+    budget, updates = plan.step_rollouts(1), numbers.updates_per_step
     said = "sgpo.batch.rollouts" if settings.batch.rollouts else "data.train_batch_size x actor_rollout_ref.rollout.n"
-    if settings.group_size.max > budget:
+    if plan.largest_group > budget:
+        keys = {"rescue": "sgpo.aero.explore", "uniform": "actor_rollout_ref.rollout.n"}
         raise SgpoError(
-            f"sgpo.group_size.max={settings.group_size.max} is more than the {budget} rollouts of a step ({said}): "
-            "lower the one or raise the other"
+            f"{keys.get(settings.allocation, 'sgpo.group_size.max')}={plan.largest_group} is more than the {budget} rollouts "
+            f"of a step ({said}): lower the one or raise the other"
         )
     if budget % updates:
         raise SgpoError(
@@ -176,14 +289,17 @@ def phase_steps(
     if curriculum.steps is not None:
         return _given_steps(curriculum.steps, phase_list, total)
     if total is None:
-        return [_steps_of_passes(p, r, curriculum.epochs) for p, r in zip(phase_list, rollouts, strict=True)]
+        passes = curriculum.epochs or numbers.total_epochs
+        return [_steps_of_passes(p, r, passes) for p, r in zip(phase_list, rollouts, strict=True)]
     return share([p.rollouts_per_pass for p in phase_list], total)
 
 
 def _steps_of_passes(phase: Phase, rollouts: int, passes: int) -> int:
     """Steps of ``rollouts`` that ``passes`` over a phase take. Counted in groups, as they are dealt: one too many for
     the last step needs another."""
-    return -(-len(phase.prompts_M) * passes // (rollouts // phase.group_size))
+    if phase.sizes_M is not None:
+        return -(-phase.rollouts_per_pass * passes // rollouts)
+    return -(-len(phase.prompts_M) * passes // max(1, rollouts // phase.group_size))
 
 
 def _given_steps(steps: Sequence[int], phase_list: Sequence[Phase], total: int | None) -> list[int]:

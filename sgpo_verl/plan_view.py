@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sgpo_verl.cost import ModelShape, shape_from_path
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.forecast import Forecast, forecast
+from sgpo_verl.forecast import Forecast, chooses_on_the_way, forecast
 from sgpo_verl.methods.paper import Class
 from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
@@ -21,6 +21,9 @@ COLOURS = {
     Class.LEARNABLE: "#0072b2",
     Class.UNSOLVED: "#d55e00",
 }  # safe for colour-blind eyes; of the classes that have a pass rate
+
+
+ON_THE_WAY = "chooses by what training shows: `sgpo simulate --profile` plays it through"
 
 
 def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
@@ -42,9 +45,14 @@ def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
 def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     """Classes, histogram, phases and forecast, as tables."""
     console = Console(highlight=False)
-    for table in (_classes(made), _histogram(made), _phases(made.plan), _forecasts(made, shape)):
+    tables = [_classes(made), _histogram(made)]
+    on_the_way = chooses_on_the_way(made.plan.settings)
+    for table in tables if on_the_way else [*tables, _phases(made.plan), _forecasts(made, shape)]:
         console.print(table)
         console.print()
+    if on_the_way:
+        console.print(f"{made.plan.settings.method} {ON_THE_WAY}", style="yellow")
+        return
     if (steps := made.plan.numbers.total_training_steps) is not None:
         console.print(
             f"Both are set to {steps} steps (trainer.total_training_steps): the forecast is of whole runs; what "
@@ -114,7 +122,8 @@ def _phases(plan: Plan) -> Table:
 
 def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
     stock, ours = forecast(made, shape)
-    table = _table("forecast", "", "stock GRPO", "sGPO", "ratio")
+    assert ours is not None  # it is not shown for such a plan
+    table = _table("forecast", "", "stock GRPO", _name(made.plan), "ratio")
     rows: list[tuple[str, str]] = [("training steps", "steps"), ("rollouts, profile included", "rollouts")]
     lengths = made.profile.has_lengths
     if lengths:
@@ -127,6 +136,10 @@ def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
         table.add_row(label, _number(a), _number(b), f"{a / b:.2f}x" if a and b else "")
     table.add_row("groups expected to be mixed", f"{stock.mixed:.0%}", f"{ours.mixed:.0%}", "")
     return table
+
+
+def _name(plan: Plan) -> str:
+    return "sGPO" if plan.settings.method == "paper" else plan.settings.method
 
 
 def _number(value: float) -> str:
@@ -143,11 +156,13 @@ def draw(made: ProfiledPlan, shape: ModelShape | None, path: Path) -> None:
         fits = False
     if not fits:
         raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
+    if chooses_on_the_way(made.plan.settings):
+        raise SgpoError(f"--plot {path}: {made.plan.settings.method} {ON_THE_WAY}")
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_rates(rates, made)
     _draw_phases(phases, made.plan)
-    _draw_forecast(cost, *forecast(made, shape))
+    _draw_forecast(cost, _name(made.plan), *forecast(made, shape))
     for axes in (rates, phases, cost):
         axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -186,13 +201,13 @@ def _draw_phases(axes, plan: Plan) -> None:
     axes.set(title="phases, easy to hard", ylabel="training steps")
 
 
-def _draw_forecast(axes, stock: Forecast, ours: Forecast) -> None:
+def _draw_forecast(axes, name: str, stock: Forecast, ours: Forecast) -> None:
     what = "flops" if stock.flops else "rollouts"
     a, b = getattr(stock, what), getattr(ours, what)
-    bars = axes.bar(["stock GRPO", "sGPO"], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
+    bars = axes.bar(["stock GRPO", name], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
     labels = [_number(a), _number(b)]
     if what == "flops":
-        axes.bar(["sGPO"], [ours.flops_profile], color=COLOURS[Class.UNSOLVED])
+        axes.bar([name], [ours.flops_profile], color=COLOURS[Class.UNSOLVED])
         labels[1] += f"\nprofile {ours.flops_profile / b:.0%} of it"
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)

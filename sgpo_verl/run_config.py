@@ -9,6 +9,7 @@ from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import RunNumbers
 
+RESCUE_MANAGER = "sgpo_verl.binding.rescue.RescueManager"
 TRAINER_MODES = ("sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async")
 
 
@@ -161,6 +162,7 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
         total_training_steps=steps,
         scoring_passes=(0 if correction.get("bypass_mode") else 1) + bool(reference),
         ppo_epochs=required["actor_rollout_ref.actor.ppo_epochs"],
+        shuffle=config["data"].get("shuffle") is not False,
     )
 
 
@@ -182,7 +184,8 @@ def check_supported(config: Mapping[str, Any]) -> None:
             f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
             "trainer would run without the plan"
         )
-    _check_prune(config)
+    if isinstance(config.get("sgpo"), Mapping):
+        _check_parts(config, settings_of(config))
     custom = _group(config, "trainer.v1.sampler.custom_sampler") if "sgpo" in config else {}
     if custom.get("path") or custom.get("name"):
         raise SgpoError(
@@ -200,26 +203,56 @@ def check_supported(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_prune(config: Mapping[str, Any]) -> None:
-    """Rows without advantage may only be left out where nothing else would have moved them."""
-    node = config.get("sgpo")
-    prune = node.get("prune") if isinstance(node, Mapping) else False
-    if not prune:
+def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
+    """What the chosen parts need of the rest of the configuration."""
+    model = _group(config, "reward.reward_model")
+    if model.get("enable") and not model.get("enable_resource_pool"):
+        for part, value in (("filter", settings.filter.by), ("allocation", settings.allocation)):
+            if value in ("mixed", "rescue"):
+                raise SgpoError(
+                    f"sgpo.{part}={value}: needs rewards while groups are sampled, and a reward model that shares the "
+                    "actor's devices scores them later; give it a pool of its own "
+                    "(reward.reward_model.enable_resource_pool=True)"
+                )
+    if settings.allocation == "rescue":
+        manager = _group(config, "actor_rollout_ref.rollout.agent").get("agent_loop_manager_class")
+        if manager != RESCUE_MANAGER:
+            raise SgpoError(
+                f"sgpo.allocation=rescue: needs actor_rollout_ref.rollout.agent.agent_loop_manager_class={RESCUE_MANAGER} "
+                f"(+sgpo=aero sets it), this run has {manager}"
+            )
+    if not settings.chooses_rows:
         return
-    estimator, actor = _at(config, "algorithm.adv_estimator"), "actor_rollout_ref.actor"
+    estimator = _at(config, "algorithm.adv_estimator")
+    switch = _switch(settings)
     if estimator != "sgpo":
         raise SgpoError(
-            f"sgpo.prune={prune}: needs algorithm.adv_estimator=sgpo, this run has {estimator}, whose advantages are not known "
+            f"{switch}: needs algorithm.adv_estimator=sgpo, this run has {estimator}, whose advantages are not known "
             "right after sampling"
         )
     if _at(config, "algorithm.use_kl_in_reward"):
         raise SgpoError(
-            f"sgpo.prune={prune}: with algorithm.use_kl_in_reward=True no reward is known before the reference model has run, "
-            "so no row can be left out; use a KL loss with sgpo.prune=force, or sgpo.prune=false"
+            f"{switch}: with algorithm.use_kl_in_reward=True no reward is known before the reference model has run, so no "
+            "row can be left out; use a KL loss with sgpo.prune=force, or sgpo.prune=false"
         )
+    _check_prune(config, settings, switch)
+
+
+def _switch(settings: Settings) -> str:
+    """The setting that has advantages settled right after sampling."""
+    if settings.prune:
+        return f"sgpo.prune={settings.prune}"
+    if settings.train_fraction < 1:
+        return f"sgpo.train_fraction={settings.train_fraction}"
+    return f"sgpo.advantage={settings.advantage}"
+
+
+def _check_prune(config: Mapping[str, Any], settings: Settings, switch: str) -> None:
+    """Rows without advantage may only be left out where nothing else would have moved them."""
+    actor = "actor_rollout_ref.actor"
     moved = [key for key in (f"{actor}.use_kl_loss", f"{actor}.entropy_coeff") if _at(config, key)]
-    if moved and prune != "force":
+    if moved and settings.prune != "force" and (settings.prune or settings.train_fraction < 1):
         raise SgpoError(
-            f"sgpo.prune={prune}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "
+            f"{switch}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "
             "that is meant, or sgpo.prune=false"
         )

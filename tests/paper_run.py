@@ -35,6 +35,6 @@ def rows_of(folder) -> dict[str, int]:
 
 
 def groups_of_step(run, step, row_of) -> list[tuple[int, int]]:
-    """[(row of the data, rollouts)] as verl dumped them."""
-    groups = tiny.dumped_groups(run, step).values()
-    return [(row_of[rows[0]["input"]], len(rows)) for rows in groups]
+    """[(row of the data, rollouts)] as verl dumped them, its padding rows aside."""
+    groups = tiny.dumped_groups(run, step).items()
+    return [(row_of[rows[0]["input"]], len(rows)) for uid, rows in groups if not uid.startswith("pad")]

@@ -17,7 +17,7 @@ from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.flops_counter import FlopsCounter
 
 from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N, CurriculumDataLoader, identify_dataset
-from sgpo_verl.binding.outcomes import outcomes_of, rollouts_of, tokens_of
+from sgpo_verl.binding.outcomes import rollouts_of, sampled_of, tokens_of
 from sgpo_verl.binding.session import Session
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.cost import shape_from_config
@@ -27,6 +27,7 @@ from sgpo_verl.metrics import Ledger, StepRollouts
 from sgpo_verl.plan import RunNumbers, make_plan
 from sgpo_verl.profile import load_profile
 from sgpo_verl.run_config import compose
+from sgpo_verl.selection import outcomes_of
 
 NUMBERS = RunNumbers(train_batch_size=8, rollout_n=8, mini_batch_size=4, total_training_steps=6)
 
@@ -45,22 +46,39 @@ def sampled(scores, infos, prompts):
     )
 
 
+def outcomes(keys, data, *name_of):
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{"seq_len": 10 + i} for i in range(len(keys))])
+    return outcomes_of(sampled_of(batch, data, Settings(), *name_of)[0])
+
+
 def test_outcomes_count_successes_per_group():
     keys = ["a_0_0", "b_0_0", "a_1_0", "b_1_0"]
     data = sampled([1.0, 0.0, 0.0, 0.0], [{}] * 4, [5, 6, 5, 6])
-    assert outcomes_of(keys, data, Settings()) == [Outcome(5, 2, 1, 0.5), Outcome(6, 2, 0, 0.0)]
+    # rows 0 and 2 are of prompt 5, with 10 and 12 tokens; 1 and 3 of prompt 6, with 11 and 13
+    assert outcomes(keys, data) == [Outcome(5, 2, 1, 0.5, 11.0, False), Outcome(6, 2, 0, 0.0, 12.0, True)]
+
+
+def test_rollouts_are_in_the_order_of_their_prompts_whatever_the_order_in_which_they_finished():
+    keys = ["b_1_0", "a_0_0", "b_0_0", "a_10_0", "a_9_0"]
+    data = sampled([0.0, 1.0, 0.0, 2.0, 3.0], [{}] * 5, [6, 5, 6, 5, 5])
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{"seq_len": 1}] * 5)
+    found, sessions = sampled_of(batch, data, Settings())
+    assert sessions == ["a_0", "a_9", "a_10", "b_0", "b_1"]
+    assert found.rewards_N.tolist() == [1.0, 3.0, 2.0, 0.0, 0.0]
+    assert found.group_N.tolist() == ["a", "a", "a", "b", "b"]
+    assert found.prompt_N.tolist() == [5, 5, 5, 6, 6]
 
 
 def test_outcomes_take_acc_before_the_score_and_the_last_output_of_a_session():
     keys = ["a_0_0", "a_0_1", "a_1_0"]
     data = sampled([9.0, -1.0, -1.0], [{"acc": 1.0}, {"acc": True}, {"acc": 0.0}], [5] * 3)
-    assert outcomes_of(keys, data, Settings()) == [Outcome(5, 2, 1, -1.0)]
+    assert outcomes(keys, data) == [Outcome(5, 2, 1, -1.0, 11.5, True)]  # rows 1 and 2 speak: 11 and 12 tokens
 
 
 def test_a_nan_reward_in_training_names_its_prompt():
     data = sampled([float("nan"), 0.0], [{}] * 2, [1] * 2)
     with pytest.raises(SgpoError, match="NaN for a rollout of prompt gsm8k:17"):
-        outcomes_of(["a_0_0", "a_1_0"], data, Settings(), ["gsm8k:16", "gsm8k:17"].__getitem__)
+        outcomes(["a_0_0", "a_1_0"], data, ["gsm8k:16", "gsm8k:17"].__getitem__)
 
 
 def test_tokens_count_each_prompt_once_per_group_and_padding_rows_as_trained():
@@ -117,7 +135,7 @@ def loader(folder):
 
     def make(settings=None):
         plan = make_plan(profile.align(prompts.keys_P), load_settings(settings or {}), NUMBERS).plan
-        return CurriculumDataLoader(dataset, prompts, plan.method(), Ledger())
+        return CurriculumDataLoader(dataset, prompts, plan.start()[0], Ledger())
 
     return make
 
@@ -136,10 +154,10 @@ def test_state_restores_into_a_new_loader_and_the_next_draws_are_equal(loader):
     first = loader()
     for _ in range(4):
         first.next_batch(64)
-    first.ledger.flops_train = 7.0
+    first.parts["ledger"].flops_train = 7.0
     second = loader()
     second.load_state_dict(first.state_dict())
-    assert second.ledger == first.ledger
+    assert second.parts["ledger"] == first.parts["ledger"]
     for _ in range(10):
         a, b = first.next_batch(64), second.next_batch(64)
         assert np.array_equal(a[PROMPT], b[PROMPT]) and np.array_equal(a[ROLLOUT_N], b[ROLLOUT_N])

@@ -90,7 +90,7 @@ def there(tmp_path, monkeypatch):
         ("plan p.parquet algorithm.filter_groups=true", "algorithm.filter_groups=True: is a group of settings"),
         ("plan p.parquet algorithm=null", "does not compose"),
         ("plan p.parquet ~trainer.v1", "trainer.v1.trainer_mode: not in this configuration"),
-        ("plan p.parquet +sgpo=papr", "Available options in 'sgpo': paper"),
+        ("plan p.parquet +sgpo=papr", "Available options in 'sgpo': aero, bayes, greso, paper, prune"),
         ("plan p.parquet +sgpo=paper trainer.total_epochs=0", "trainer.total_epochs=0: must be a positive integer"),
         ("plan p.parquet actor_rollout_ref.model.path=3", "actor_rollout_ref.model.path=3"),
         ("plan p.parquet --plot /proc/plan.png", "--plot /proc/plan.png: cannot be written"),

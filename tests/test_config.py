@@ -8,11 +8,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import sgpo_verl.conf
-from sgpo_verl.config import Settings, load_settings
+from sgpo_verl.config import PARTS, Settings, load_settings
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.run_config import compose, settings_of
 
 PAPER_YAML = Path(sgpo_verl.conf.__file__).parent / "sgpo" / "paper.yaml"
-FROM_VERL = ("curriculum", "epochs")  # follows trainer.total_epochs
 
 
 def leaves(node: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], FieldInfo]:
@@ -39,16 +39,62 @@ def test_defaults_are_the_papers():
     assert settings.profile.n == 8
     assert (settings.filter.max_pass_rate, settings.filter.unsolved_fraction) == (0.75, 0.1)
     assert (settings.group_size.min, settings.group_size.max, settings.group_size.rounding) == (2, 8, "floor")
-    assert (settings.curriculum.until, settings.curriculum.epochs) == ("epochs", 1)
+    assert (settings.curriculum.until, settings.curriculum.epochs) == ("epochs", None)
     assert (settings.success_threshold, settings.graded_rewards, settings.seed) == (0.5, False, 0)
 
 
 def test_the_yaml_of_sgpo_paper_has_every_setting_at_its_default():
     written = yaml.safe_load(PAPER_YAML.read_text())["sgpo"]
-    defaults = Settings().model_dump()
-    assert at(written, FROM_VERL) == "${trainer.total_epochs}"
-    at(written, FROM_VERL[:-1])[FROM_VERL[-1]] = at(defaults, FROM_VERL)
-    assert written == defaults
+    switches = {path for path, _ in leaves().items() if at(written, path) is None}
+    assert {("allocation",), ("advantage",), ("prune",), ("filter", "by"), ("curriculum", "order")} <= switches
+    assert load_settings(written) == Settings()
+    assert all(at(written, path) is not ... for path in leaves())  # a key that is missing cannot be overridden
+
+
+@pytest.mark.parametrize("method", PARTS)
+def test_every_method_has_a_word_that_composes_into_its_parts(method):
+    settings = settings_of(compose([f"+sgpo={method}"]))
+    assert settings.method == method
+    assert PARTS[method] == {
+        "filter": settings.filter.by,
+        "allocation": settings.allocation,
+        "curriculum": settings.curriculum.order,
+        "advantage": settings.advantage,
+        "prune": settings.prune,
+    }
+
+
+def test_an_ablation_is_a_list_of_overrides():
+    words = [
+        "+sgpo=paper",
+        "sgpo.filter=none",
+        "sgpo.curriculum=shuffle",
+        "sgpo.allocation=uniform",
+        "sgpo.advantage=posterior",
+    ]
+    settings = settings_of(compose(words))
+    assert (settings.filter.by, settings.curriculum.order) == ("none", "shuffle")
+    assert (settings.allocation, settings.advantage, settings.prune) == ("uniform", "posterior", False)
+    assert settings_of(compose([*words, "sgpo.filter=null", "sgpo.prune=true"])).filter.by == "profile"
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        ({"allocation": "posterior"}, "allocation=posterior .* needs curriculum=posterior, not phases"),
+        ({"method": "greso", "allocation": "profile"}, "filter=mixed .* needs allocation=uniform, not profile"),
+        ({"method": "prune", "filter": "mixed"}, "filter=mixed leaves no rows without advantage"),
+        ({"method": "greso", "advantage": "aero"}, "filter=mixed drops the groups that advantage=aero is for"),
+        ({"filter": "mixed", "allocation": "uniform"}, "filter=mixed .* use curriculum=shuffle or greso"),
+        ({"method": "aero", "graded_rewards": True}, "advantage=aero is of right and wrong answers"),
+        ({"method": "prune", "batch": {"unit": "prompts"}}, "batch.unit=prompts needs steps of one group size"),
+        ({"method": "prune", "curriculum": {"until": "plateau"}}, "curriculum.until=plateau ends a phase"),
+        ({"method": "paper", "allocation": "rescue"}, "allocation=rescue .* not phases"),
+    ],
+)
+def test_parts_that_make_no_sense_together_are_refused_with_the_reason(node, reason):
+    with pytest.raises(SgpoError, match=reason):
+        load_settings(node)
 
 
 def test_every_setting_is_described():
@@ -66,7 +112,7 @@ def test_every_setting_is_described():
         ),
         (
             {"filter": {"xyzzy": 1}},
-            "sgpo.filter.xyzzy: no such setting; known here: max_pass_rate, unsolved_fraction",
+            "sgpo.filter.xyzzy: no such setting; known here: by, max_pass_rate, unsolved_fraction",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def runs(folder, tmp_path_factory):
     settings = {f"sgpo.{group}.{name}": value for group, node in EQUAL.items() for name, value in node.items()}
     made = profile(folder)
     plan = make_plan(load_profile(made), load_settings(EQUAL), RunNumbers(8, 8, 8, total_training_steps=STEPS)).plan
-    method = plan.method()
+    method = plan.start()[0]
     order = [position for _ in range(STEPS) for position, _ in method.next_groups(64)]
     stock_data = place / "in_our_order.parquet"
     pd.read_parquet(data).iloc[order].to_parquet(stock_data)

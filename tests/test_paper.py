@@ -1,18 +1,13 @@
-"""sGPO's rules, value by value, and the curriculum in progress."""
-
-import json
-from collections import Counter
+"""sGPO's rules, value by value."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_verl.config import CurriculumSettings, FilterSettings, GroupSizeSettings
+from sgpo_verl.config import FilterSettings, GroupSizeSettings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods import METHODS
-from sgpo_verl.methods.base import Outcome
-from sgpo_verl.methods.paper import Class, Paper, Phase, classify, group_size, phases, split
+from sgpo_verl.methods.paper import Class, classify, group_size, phases
 
 TRIVIAL, LEARNABLE, UNSOLVED, FAILED = Class
 
@@ -169,141 +164,3 @@ def test_nothing_learnable_says_how_many_could_not_be_profiled():
 def test_nothing_learnable_is_refused_with_the_counts_and_the_way_out():
     with pytest.raises(SgpoError, match=r"of 3, 1 are trivial .*max_pass_rate=0\.75\) and 2 were never solved; use"):
         phases(np.array([TRIVIAL, UNSOLVED, UNSOLVED]), np.array([2, 8, 8]), FilterSettings(), 0)
-
-
-@pytest.mark.parametrize(
-    ("rollouts", "size", "expected"),
-    [(16, 8, [8, 8]), (17, 8, [9, 8]), (15, 8, [15]), (8, 8, [8]), (7, 2, [3, 2, 2]), (3, 1, [1, 1, 1]), (4, 8, [4])],
-)
-def test_split(rollouts, size, expected):
-    assert split(rollouts, size) == expected
-
-
-@given(st.integers(1, 64), st.integers(0, 500))
-def test_split_is_exact_and_even_and_never_smaller_than_asked(size, more):
-    found = split(size + more, size)
-    assert sum(found) == size + more
-    assert max(found) - min(found) <= 1
-    assert min(found) >= size
-
-
-def paper(seed: int = 0, budgets=(24, 48), **curriculum) -> Paper:
-    """Phase 0: prompts 1, 2 and 5 unsolved ones in groups of 2; phase 1: prompt 0 and 5 unsolved ones in groups of 8."""
-    settings = CurriculumSettings(**curriculum)
-    return Paper(make_phases(10, seed, 0.5), budgets, settings, seed, {"profile": "f1"})
-
-
-def outcomes(groups, reward: float = 0.5) -> list[Outcome]:
-    return [Outcome(prompt, size, size // 2, reward) for prompt, size in groups]
-
-
-def test_paper_is_the_method_that_its_name_says():
-    assert METHODS[Paper.name] is Paper
-
-
-@given(st.integers(0, 5), st.lists(st.integers(8, 40), min_size=1, max_size=20))
-def test_groups_sum_to_the_budget_and_phases_follow_in_order(seed, budgets):
-    method, seen, spent = paper(seed), [], Counter()
-    for rollouts in budgets:
-        expected = method.group_size()
-        groups = method.next_groups(rollouts)
-        assert sum(n for _, n in groups) == rollouts
-        assert len(groups) == rollouts // expected
-        seen.append(method.phase)
-        spent[method.phase] += rollouts
-        method.observe(outcomes(groups))
-    assert seen == sorted(seen)
-    assert spent[1] == 0 or spent[0] >= 24  # the second phase begins when the first one's budget is spent
-
-
-# A pass over phase 0 takes 7 x 2 = 14 rollouts: it ends within its first pass, with it, or later.
-@given(st.integers(0, 5), st.sampled_from([8, 14, 24]), st.lists(st.integers(8, 40), min_size=1, max_size=20))
-def test_every_prompt_of_a_phase_is_drawn_once_before_any_is_drawn_again(seed, first, more):
-    method, drawn = paper(seed, budgets=(first, 48)), {0: [], 1: []}
-    for rollouts in [first, *more]:
-        groups = method.next_groups(rollouts)
-        drawn[method.phase] += [prompt for prompt, _ in groups]
-    for number, phase in enumerate(method.phases):
-        everyone = sorted(phase.prompts_M.tolist())
-        length = len(everyone)
-        passes = [drawn[number][i : i + length] for i in range(0, len(drawn[number]), length)]
-        assert all(sorted(p) == everyone for p in passes[:-1])
-        assert all(len(set(p)) == len(p) for p in passes[-1:])
-
-
-def test_passes_differ_in_their_order():
-    method = paper(budgets=(10_000, 1))
-    passes = [tuple(prompt for prompt, _ in method.next_groups(14)) for _ in range(10)]
-    assert len(set(passes)) > 1
-
-
-rewards = st.lists(st.floats(0, 1), min_size=30, max_size=30)
-
-
-@given(st.sampled_from(["epochs", "plateau"]), st.integers(0, 20), rewards)
-def test_a_resumed_method_draws_what_the_old_one_would_have_drawn(until, steps_before, rewards):
-    def step(method, reward):
-        groups = method.next_groups(16)
-        method.observe(outcomes(groups, reward))
-        return groups, method.phase, method.metrics()
-
-    old = paper(until=until, window=2, budgets=(160, 160))
-    for reward in rewards[:steps_before]:
-        step(old, reward)
-    new = paper(until=until, window=2, budgets=(160, 160))
-    new.load_state_dict(json.loads(json.dumps(old.state_dict())))
-    assert new.state_dict() == old.state_dict()
-    assert [step(new, r) for r in rewards[steps_before:][:10]] == [step(old, r) for r in rewards[steps_before:][:10]]
-
-
-@pytest.mark.parametrize(
-    ("rewards", "phase"),
-    [
-        ([0.3, 0.3, 0.3], 0),  # fewer than two windows of 2
-        ([0.1, 0.2, 0.3, 0.4], 0),  # 0.35 - 0.15 = 0.2 gained
-        ([0.1, 0.2, 0.3, 0.4, 0.3, 0.4], 1),  # 0.35 - 0.35 = 0
-        ([0.5, 0.5, 0.52, 0.5], 0),  # 0.51 - 0.5 = 0.01, not less than min_gain
-        ([0.5, 0.5, 0.4, 0.4], 1),
-    ],
-)
-def test_a_plateau_of_the_mean_reward_ends_the_phase(rewards, phase):
-    method = paper(until="plateau", window=2, min_gain=0.0099, budgets=(10_000, 10_000))
-    for reward in rewards:
-        method.observe(outcomes(method.next_groups(16), reward))
-    method.next_groups(16)
-    assert method.phase == phase
-
-
-def test_rewards_of_the_phase_before_do_not_end_the_next_one():
-    method = paper(until="plateau", window=1, budgets=(10_000, 10_000))
-    for _ in range(2):
-        method.observe(outcomes(method.next_groups(16), 0.5))
-    method.next_groups(16)
-    assert (method.phase, method.rewards) == (1, [])
-
-
-def test_groups_weigh_by_their_size_in_the_mean_reward_of_a_step():
-    method = paper()
-    method.observe([Outcome(0, 2, 1, 0.0), Outcome(1, 6, 6, 1.0)])
-    assert method.rewards == [0.75]  # (2 x 0 + 6 x 1) / 8
-
-
-def test_progress_is_the_share_of_all_rollouts_and_stops_at_one():
-    method = paper(budgets=(24, 48))
-    assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 0.0}
-    method.next_groups(24)
-    assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 24 / 72}
-    method.next_groups(100)
-    assert method.metrics() == {"curriculum/phase": 1, "curriculum/progress": 1.0}
-
-
-def test_a_refill_stays_in_its_phase_and_is_not_paid_from_the_budget():
-    # Phase one: 4 prompts in groups of 2, budget 8 = one step of 8 rollouts; then groups of 8.
-    easy, hard = Phase(2, 4, 0, np.arange(4)), Phase(8, 2, 0, np.arange(4, 6))
-    method = Paper([easy, hard], [8, 16], CurriculumSettings(), 0, {})
-    method.next_groups(8)
-    assert (method.group_size(refill=True), method.group_size()) == (2, 8)
-    ((prompt, size),) = method.next_groups(2, refill=True)
-    assert size == 2 and prompt in {0, 1, 2, 3}
-    assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 8 / 24}
-    assert [n for _, n in method.next_groups(8)] == [8]

@@ -51,6 +51,8 @@ def buffer(sizes: dict[str, int], steps: dict[str, int], running=()) -> GroupBuf
         sampler_kwargs={},
         watch=lambda: None,
         diagnose=lambda: None,
+        leaving=lambda batch, finished: None,
+        sizes={},
     )
     made.rollouts_per_prompt = 4.0
     made.partitions["train"] = {f"{uid}_{i}_0": {} for uid, n in sizes.items() for i in range(n)}

@@ -66,7 +66,6 @@ def test_settings_come_from_the_group_and_the_overrides(composed):
     settings = settings_of(composed)
     assert settings.filter.max_pass_rate == 0.7
     assert settings.filter.unsolved_fraction == 0.1
-    assert settings.curriculum.epochs == 2  # follows trainer.total_epochs
 
 
 def test_without_the_group_settings_are_the_papers(composed):

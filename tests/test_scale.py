@@ -71,7 +71,7 @@ def prompts() -> Prompts:
 
 def test_a_run_holds_at_most_100_bytes_per_prompt(prompts):
     made = make_plan(profile_of(prompts), Settings(), NUMBERS)
-    dataloader = CurriculumDataLoader(Rows(), prompts, made.plan.method(), Ledger())
+    dataloader = CurriculumDataLoader(Rows(), prompts, made.plan.start()[0], Ledger())
     dataloader.next_batch(512)  # from here on the order of the phase is kept, too
     # keys: 8 of their ends + 12 letters; source 1, index 8, row 4; and 4 each in a phase and its order
     bytes_each = held(made.plan, dataloader) / COUNT
@@ -90,7 +90,9 @@ def test_a_batch_reads_the_row_that_stands_at_each_prompts_position():
     known = identify_indexed(pa.chunked_array([["s"] * 8]), np.arange(8))
     known = Prompts(known.keys_P, known.sources_P, known.index_P, rows_P)
     profile = profile_of(known)
-    method = make_plan(Profile(profile.table.assign(successes=4), profile.metadata), Settings(), NUMBERS).plan.method()
+    method = make_plan(Profile(profile.table.assign(successes=4), profile.metadata), Settings(), NUMBERS).plan.start()[
+        0
+    ]
     batch = CurriculumDataLoader(Rows(), known, method, Ledger()).next_batch(16)
     assert sorted(batch[PROMPT]) == list(range(8))
     assert all(type(position) is int for position in batch[PROMPT])

@@ -84,7 +84,7 @@ def plan(folder: Path, prompts: int) -> dict:
     clock.lap("load")
     made = make_plan(profile, Settings(), NUMBERS)
     clock.lap("plan")
-    method = made.plan.method()
+    method = made.plan.start()[0]
     for _ in range(STEPS):
         method.next_groups(ROLLOUTS)
     clock.lap(f"{STEPS} steps")
@@ -124,7 +124,7 @@ def driver(folder: Path, prompts: int) -> dict:
     clock.lap("align")
     kept = make_plan(aligned, Settings(), NUMBERS).plan
     clock.lap("plan")
-    dataloader = CurriculumDataLoader(Rows(), known, kept.method(), Ledger())
+    dataloader = CurriculumDataLoader(Rows(), known, kept.start()[0], Ledger())
     dataloader.next_batch(ROLLOUTS)  # the order of the first phase is kept, too
     clock.lap("first step")
     del profile, aligned

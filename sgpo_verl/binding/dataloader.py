@@ -19,6 +19,7 @@ from sgpo_verl import __version__
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Method
 from sgpo_verl.metrics import Ledger
+from sgpo_verl.posterior import Posterior
 from sgpo_verl.prompts import Prompts, identify, identify_indexed
 
 PROMPT = "sgpo_prompt"  # batch field that carries a prompt's position in the plan to its outcome
@@ -99,11 +100,14 @@ class CurriculumDataLoader:
     """Rows of the groups that the method chooses, one batch per call; and the state that a checkpoint must hold.
 
     dataset: verl's. prompts: identities of its rows, by position in the plan. method: decides. ledger: running totals of
-    the run's cost.
+    the run's cost. posterior: what is believed of the prompts, if anything.
     """
 
-    def __init__(self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger):
-        self.dataset, self.prompts, self.method, self.ledger = dataset, prompts, method, ledger
+    def __init__(
+        self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger, posterior: Posterior | None = None
+    ):
+        self.dataset, self.prompts, self.method = dataset, prompts, method
+        self.parts = {"method": method, "ledger": ledger, **({"posterior": posterior} if posterior else {})}
 
     def next_batch(self, rollouts: int, refill: bool = False) -> dict[str, Any]:
         """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""
@@ -117,8 +121,7 @@ class CurriculumDataLoader:
     def state_dict(self) -> dict[str, Any]:
         return {
             "sgpo_verl": __version__,
-            "method": self.method.state_dict(),
-            "ledger": self.ledger.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,7 +130,7 @@ class CurriculumDataLoader:
                 "checkpoint: written by stock verl, without +sgpo; start from its weights in a new run "
                 "(actor_rollout_ref.model.path), or resume it without +sgpo"
             )
-        if missing := [name for name in ("method", "ledger") if name not in state]:
+        if missing := [name for name in self.parts if name not in state]:
             raise SgpoError(
                 f"checkpoint: lacks {', '.join(missing)} in its dataloader state: start a new run from its weights"
             )
@@ -136,5 +139,5 @@ class CurriculumDataLoader:
                 f"checkpoint: written by sgpo-verl {state['sgpo_verl']}, this is {__version__}: install that version to "
                 "resume it, or start a new run from its weights"
             )
-        self.method.load_state_dict(state["method"])
-        self.ledger.load_state_dict(state["ledger"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])

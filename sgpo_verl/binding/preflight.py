@@ -62,7 +62,6 @@ def check_run(config: dict[str, Any]) -> None:
     """Everything that the resolved configuration alone can tell. Raises SgpoError."""
     check_verl_version()
     check_supported(config)
-    # Before the settings: sgpo.curriculum.epochs repeats trainer.total_epochs, and would be blamed for it.
     numbers = numbers_of(config)
     settings = settings_of(config)
     check_train_files(config)

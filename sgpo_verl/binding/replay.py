@@ -5,9 +5,10 @@ side by side. verl asks for so many prompts; here that means as many rollouts as
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import transfer_queue as tq
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from sgpo_verl.binding.dataloader import ROLLOUT_N
@@ -36,11 +37,51 @@ def closest(sizes: Sequence[int], rollouts: int) -> list[int]:
 
 class WatchedBuffer(ReplayBuffer):
     """verl's buffer. watch: called at every poll, raises if what the step waits for will never come. diagnose: called when
-    verl gives up on a step, raises if it knows why."""
+    verl gives up on a step, raises if it knows why. leaving: called with the rows of groups that are dropped, and which of
+    these groups had finished. sizes: rollouts that each group of the step was submitted with."""
 
-    def __init__(self, *args, watch: Callable[[], None], diagnose: Callable[[], None], **kwargs):
+    def __init__(
+        self,
+        *args,
+        watch: Callable[[], None],
+        diagnose: Callable[[], None],
+        leaving: Callable[[KVBatchMeta, set[str]], None],
+        sizes: Mapping[str, int],
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.watch, self.diagnose = watch, diagnose
+        self.watch, self.diagnose, self.leaving, self.sizes = watch, diagnose, leaving, sizes
+        self._evicted_rollouts = 0
+
+    def take_evicted(self) -> int:
+        """Rollouts of the groups dropped since this was last asked."""
+        evicted, self._evicted_rollouts = self._evicted_rollouts, 0
+        return evicted
+
+    def done(self) -> int:
+        """Groups that wait here to be trained on."""
+        return len(self.finished_keys["train"]) + len(self.failure_keys["train"])
+
+    def on_their_way(self) -> int:
+        """Groups that are being sampled."""
+        return len(self.pending_keys["train"]) + len(self.running_keys["train"])
+
+    def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
+        stale, filtered, failed, _ = eviction_reasons
+        if evicted := sorted(stale | filtered | failed):
+            self._evicted_rollouts += self._submitted(evicted, partition_id)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
+
+    def _submitted(self, uids: Sequence[str], partition_id: str) -> int:
+        """Rollouts that these groups were submitted with, failed ones included."""
+        return sum(self.sizes[uid] for uid in uids)
+
+    def _clear_groups(self, partition_id, uids):
+        if uids and partition_id == "train":
+            tags = {k: tag for k, tag in self.partitions[partition_id].items() if k.split("_")[0] in uids}
+            batch = KVBatchMeta(partition_id=partition_id, keys=list(tags), tags=list(tags.values()))
+            self.leaving(batch, uids & self.finished_keys[partition_id])
+        super()._clear_groups(partition_id, uids)
 
     def sample(self, *args, **kwargs):
         try:
@@ -58,17 +99,12 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
     """verl's staleness control, eviction and order of age are kept.
 
     rollouts_per_prompt: what verl's count of prompts is worth; None: groups are counted, as verl does.
-    evicted_rollouts: of groups dropped since the last refill, which has to replace them.
     """
 
     rollouts_per_prompt: float | None = None
-    evicted_rollouts = 0
 
-    def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
-        stale, filtered, failed, _ = eviction_reasons
-        if evicted := sorted(stale | filtered | failed):
-            self.evicted_rollouts += rollouts_of(evicted, partition_id)
-        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
+    def _submitted(self, uids, partition_id):
+        return rollouts_of(uids, partition_id)  # sizes are forgotten at a crash, groups on their way are not
 
     def _has_enough_samples(self, global_steps, partition_id, batch_size, sampleable_keys) -> bool:
         if partition_id == "val" or self.rollouts_per_prompt is None:

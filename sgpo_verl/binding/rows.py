@@ -1,11 +1,11 @@
 """A step's sampled rows: which are trained on, in which mini-batch, and with which advantage.
 
-A row whose advantage is zero has a policy gradient of zero. With ``sgpo.prune`` such rows are left out before anything is
-computed on them, while the loss keeps the denominators that it would have had with them: the gradient is the same. They
-stay in TransferQueue until the step is over, so verl's own metrics and dumps are of everything that was sampled.
+Which rows are trained on, and which the loss's denominators count, is decided in ``selection.py``. Rows that are not trained on
+are left out before anything is computed on them, and the loss keeps its denominators. They stay in TransferQueue until the
+step is over, so verl's own metrics and dumps are of everything that was sampled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,58 +14,82 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
-from sgpo_verl.binding.estimator import last_output_rows, session_advantages
-from sgpo_verl.config import Settings
 from sgpo_verl.minibatches import kept_share, micro_batch_size, spread_padding
+from sgpo_verl.selection import Selection
 
 
 @dataclass
 class Rows:
-    """kept, left_out: together the sampled rows. advantage: of every sampled row, by key, if rows may be left out.
+    """kept, left_out: together the sampled rows. counted: how many of them the loss divides by. filler: of those
+    kept, rows that only make their number divide.
 
-    loss_tokens: of every sampled row, by key. token_mean: whether the loss divides by the tokens of a mini-batch.
+    loss_tokens: of every counted row, by key. advantage: of every sampled row, by key, if it was settled before scoring.
+    token_mean: whether the loss divides by the tokens of a mini-batch.
     """
 
+    sampled: KVBatchMeta
     kept: KVBatchMeta
     left_out: KVBatchMeta
+    counted: int
     loss_tokens: dict[str, int]
     advantage: dict[str, float] | None
     token_mean: bool
+    filler: set[str] = field(default_factory=set)
     updates: int = 1
     ranks: int = 1
 
     @classmethod
-    def choose(cls, batch: KVBatchMeta, data: TensorDict, settings: Settings, config: DictConfig) -> "Rows":
-        """data: rm_scores and response_mask (nested, (N, T)) of the rows of ``batch``."""
-        loss_tokens = dict(zip(batch.keys, data["response_mask"].sum(dim=1).tolist(), strict=True))
+    def choose(
+        cls,
+        batch: KVBatchMeta,
+        tokens_N: list[int],
+        selection: Selection | None,
+        sessions: list[str],
+        config: DictConfig,
+    ) -> "Rows":
+        """tokens_N: loss tokens of each row of ``batch``. selection: of ``sessions``; None: every row, as stock verl."""
         token_mean = config.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
-        if not settings.prune:
-            return cls(batch, batch.select_keys([]), loss_tokens, None, token_mean)
-        rewards_N = data["rm_scores"].sum(dim=1).double().cpu().numpy()
-        uid_N = np.array([key.split("_")[0] for key in batch.keys])
-        normalize = config.algorithm.get("norm_adv_by_std_in_grpo", True)
-        advantages_N = session_advantages(rewards_N, uid_N, last_output_rows(batch.keys), normalize)
-        advantage = dict(zip(batch.keys, advantages_N.tolist(), strict=True))
-        kept = [key for key in batch.keys if advantage[key] != 0]
+        loss_tokens = dict(zip(batch.keys, tokens_N, strict=True))
+        if selection is None:
+            return cls(batch, batch, batch.select_keys([]), len(batch.keys), loss_tokens, None, token_mean)
+        place = {session: i for i, session in enumerate(sessions)}
+        place_of = {key: place[key.rpartition("_")[0]] for key in batch.keys}
+        advantage = {key: float(selection.advantages_N[i]) for key, i in place_of.items()}
+        counted = {key: loss_tokens[key] for key, i in place_of.items() if selection.counts_N[i]}
+        kept = [key for key, i in place_of.items() if selection.trained_N[i]]
         if not kept:  # verl needs a row to go on with; nothing is learned from it
             lengths = [tag["seq_len"] for tag in batch.tags]
             kept = [batch.keys[int(np.argmin(lengths))]]
+            advantage[kept[0]] = 0.0
         left_out = [key for key in batch.keys if key not in set(kept)]
-        return cls(batch.select_keys(kept), batch.select_keys(left_out), loss_tokens, advantage, token_mean)
-
-    @property
-    def generated(self) -> int:
-        """Rows sampled: kept or not, padding not."""
-        return len(self.kept) + len(self.left_out)
+        chosen = batch.select_keys(kept), batch.select_keys(left_out)
+        return cls(batch, *chosen, len(counted), counted, advantage, token_mean)
 
     @property
     def nothing_to_learn(self) -> bool:
         return self.advantage is not None and not any(self.advantage[key] for key in self.kept.keys)
 
+    def fill_up(self, multiple: int) -> None:
+        """Take back so many rows, the shortest, that those kept divide: without advantage, and shorter than padding rows."""
+        lengths = {key: tag["seq_len"] for key, tag in zip(self.left_out.keys, self.left_out.tags, strict=True)}
+        needed = -len(self.kept) % multiple
+        back = sorted(lengths.keys() & self.loss_tokens.keys(), key=lambda key: (lengths[key], key))[:needed]
+        if self.advantage is None or not back:
+            return
+        self.filler |= set(back)
+        self.advantage |= dict.fromkeys(back, 0.0)
+        kept = [*self.kept.keys, *back]
+        self.left_out = self.left_out.select_keys([key for key in self.left_out.keys if key not in self.filler])
+        self.kept = self.sampled.select_keys(kept)
+
     def arrange(self, balanced: KVBatchMeta, ranks: int, updates: int) -> None:
-        """Deal the padding rows of a balanced batch out over its mini-batches, in place."""
+        """Deal the rows that fill a balanced batch up, padding or not, out over its mini-batches, in place."""
         self.ranks, self.updates = ranks, updates
-        balanced.reorder(spread_padding([tag.get("is_padding", False) for tag in balanced.tags], ranks, updates))
+        adds_nothing = [
+            tag.get("is_padding", False) or key in self.filler
+            for key, tag in zip(balanced.keys, balanced.tags, strict=True)
+        ]
+        balanced.reorder(spread_padding(adds_nothing, ranks, updates))
 
     def sized(self, batch: KVBatchMeta, config: DictConfig) -> KVBatchMeta:
         """The batch, with a micro-batch size that divides its mini-batches where verl is to use a fixed one."""
@@ -92,7 +116,7 @@ class Rows:
         tokens_N = np.array([self.loss_tokens.get(key, 0) for key in batch.keys])
         share_M = kept_share(
             np.bincount(mini_batch_N, tokens_N, self.updates).tolist(),
-            sum(self.loss_tokens[key] for key in self.left_out.keys),
+            sum(self.loss_tokens.get(key, 0) for key in self.left_out.keys),
         )
         return advantages_N * np.array(share_M)[mini_batch_N]
 

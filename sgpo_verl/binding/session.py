@@ -2,7 +2,8 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from sgpo_verl.binding.sources import load_hf_config
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import ModelShape, shape_from_config
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods.base import Method
+from sgpo_verl.methods.base import Method, Outcome
 from sgpo_verl.metrics import Ledger
-from sgpo_verl.plan import Plan, make_plan
+from sgpo_verl.plan import Plan, make_plan, plan_without_profile
+from sgpo_verl.posterior import Posterior
 from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile
 from sgpo_verl.prompts import Prompts
 from sgpo_verl.provenance import describe
 from sgpo_verl.run_config import check_supported, numbers_of, own_profile_path, settings_of
+from sgpo_verl.selection import Sampled, Selection, select
 from sgpo_verl.tally import plain_lines
 
 logger = logging.getLogger("sgpo_verl")
@@ -36,6 +39,7 @@ class Session:
     settings: Settings
     plan: Plan
     method: Method
+    posterior: Posterior | None
     dataloader: CurriculumDataLoader
     ledger: Ledger
     shape: ModelShape
@@ -48,14 +52,34 @@ class Session:
         settings, numbers = settings_of(plain), numbers_of(plain)
         prompts = identify_dataset(dataset, settings.duplicates)
         wanted = metadata_for(plain, settings, tokenizer)
-        made, path = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
-        plan = make_plan(made.align(prompts.keys_P, str(path), prompts.index_P), settings, numbers).plan
-        shape = model_shape(config)
-        ledger = Ledger.after_profile(shape, made)
-        method = plan.method()
+        shape, ledger = model_shape(config), Ledger()
+        if settings.needs_profile or settings.profile.path:
+            made, path = _profile_for(config, dataset, prompts, tokenizer, settings, wanted)
+            plan = make_plan(made.align(prompts.keys_P, str(path), prompts.index_P), settings, numbers).plan
+            ledger = Ledger.after_profile(shape, made)
+        else:
+            plan = plan_without_profile(prompts.keys_P, settings, numbers)
+        method, posterior = plan.start()
         phases = [(p.group_size, len(p.prompts_M), s) for p, s in zip(plan.phases, plan.steps, strict=True)]
         print(f"sgpo: {plan.total_steps} steps; phases (group size, prompts, steps): {phases}", flush=True)
-        return cls(settings, plan, method, CurriculumDataLoader(dataset, prompts, method, ledger), ledger, shape)
+        dataloader = CurriculumDataLoader(dataset, prompts, method, ledger, posterior)
+        return cls(settings, plan, method, posterior, dataloader, ledger, shape)
+
+    def select(self, sampled: Sampled, normalize_by_std: bool) -> Selection:
+        """Advantages of a step's rollouts, and which are trained on; before ``observe`` is told what came of them."""
+        if self.posterior is not None:
+            a_N, b_N = self.posterior.believed(sampled.prompt_N)
+            sampled = replace(sampled, a_N=a_N, b_N=b_N)
+        return select(sampled, self.settings, [self.settings.seed, 1, self.ledger.rollouts_generated], normalize_by_std)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        self.method.observe(outcomes)
+        if self.posterior is not None:
+            self.posterior.observe(outcomes)
+
+    def metrics(self) -> dict[str, float]:
+        believed = self.posterior.metrics() if self.posterior is not None else {}
+        return self.method.metrics() | believed | self.ledger.metrics()
 
 
 def metadata_for(plain: dict[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase) -> ProfileMetadata:

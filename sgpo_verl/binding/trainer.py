@@ -23,15 +23,20 @@ from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
 from sgpo_verl.binding.checkpoints import not_saved, resumed_state
-from sgpo_verl.binding.dataloader import PROMPT
-from sgpo_verl.binding.outcomes import outcomes_of, rollouts_of, tokens_of
+from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N
+from sgpo_verl.binding.outcomes import rollouts_of, sampled_of, tokens_of
 from sgpo_verl.binding.replay import WatchedBuffer
 from sgpo_verl.binding.rows import Rows
 from sgpo_verl.binding.session import Session
 from sgpo_verl.binding.watch import AGENT_LOOP, Watch, check_servers, died
+from sgpo_verl.methods.greso import refill
 from sgpo_verl.metrics import StepTotals
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan
+from sgpo_verl.run_config import settings_of
+from sgpo_verl.selection import Sampled, outcomes_of
+
+NO_LIMIT = 1_000_000  # on batches in flight; how many prompts are drawn in place of others is decided here
 
 
 class SgpoTrainer:
@@ -50,6 +55,8 @@ class SgpoTrainer:
         pass  # verl's constructor assigns the registered name
 
     def _build_replay_buffer(self) -> WatchedBuffer:
+        self._settings = settings_of(OmegaConf.to_container(self.config, resolve=True))
+        self._sizes: dict[str, int] = {}  # rollouts of each group of this step, by uid
         sampler = self.config.trainer.v1.sampler
         return self.buffer_class(
             trainer_mode=self.base_mode,
@@ -58,9 +65,13 @@ class SgpoTrainer:
             max_off_policy_strategy=sampler.max_off_policy_strategy,
             sampler_kwargs=sampler.sampler_kwargs,
             refill_fn=self._replace,
+            filter_groups_metric="reward" if self._settings.filter.by == "mixed" else None,
             train_batch_size=self.config.data.train_batch_size,
             gen_batch_size=1,
+            max_inflight_gen_batches=NO_LIMIT,
             sync_refill_failed_groups=bool(sampler.get("sync_refill_failed_groups", False)),
+            leaving=self._leave,
+            sizes=self._sizes,
             watch=lambda: self._watch.check(),
             diagnose=self._check_servers,
         )
@@ -85,6 +96,7 @@ class SgpoTrainer:
             self.train_dataloader.load_state_dict(state)
         self._follow(self.sgpo.plan)
         self._groups_in_step = 0
+        self._totals, self._dropped = StepTotals(), []
         self._plugin_seconds = 0.0
 
     def _follow(self, plan: Plan) -> None:
@@ -104,7 +116,8 @@ class SgpoTrainer:
             raise not_saved(self.config, self.global_steps, error) from error
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
-        return self._draw(self.sgpo.plan.step_rollouts(self.sgpo.method.group_size()))
+        self._sizes.clear()
+        return self._draw(self.sgpo.method.step_rollouts())
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         try:
@@ -113,14 +126,42 @@ class SgpoTrainer:
             raise died(AGENT_LOOP, error) from None
 
     def _replace(self, groups: int) -> int:
-        """In place of groups that failed; all groups of a step have the same size."""
-        rollouts = groups * self.sgpo.method.group_size(refill=True)
-        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True))
+        """In place of groups that the buffer dropped: as many rollouts as they had, or GRESO's number of prompts."""
+        rollouts = self._rollouts_to_replace()
+        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True)) if rollouts else 0
+
+    def _rollouts_to_replace(self) -> int:
+        if self._settings.filter.by != "mixed":
+            return self.replay_buffer.take_evicted()
+        done, dropped = self.replay_buffer.done(), len(self._dropped)
+        missing = self._groups_in_step - done - self.replay_buffer.on_their_way()
+        if missing <= 0:
+            return 0  # what is on its way may yet fill the step
+        prompts = refill(missing, dropped / max(1, done + dropped), self._groups_in_step, self._settings.greso)
+        return prompts * self.sgpo.plan.phases[0].group_size
+
+    def _leave(self, batch: KVBatchMeta, finished: set[str]) -> None:
+        """Groups that were sampled and will not be trained on: their cost counts, and what they show is learned."""
+        with self._our_time():
+            known = [key for key in batch.keys if key.split("_")[0] in finished]
+            if known and self.reward_loop_manager.reward_loop_worker_handles is not None:
+                self._dropped += outcomes_of(self._sampled(batch.select_keys(known))[0])
+            nothing = batch.select_keys([])
+            tokens, rollouts = tokens_of(batch, nothing, self.sgpo.plan.numbers), rollouts_of(batch, nothing)
+            self.sgpo.ledger.add(self.sgpo.shape, tokens, rollouts.generated)
+            self._totals.add([], tokens, rollouts)
+
+    def _sampled(self, batch: KVBatchMeta) -> tuple[Sampled, list[str]]:
+        fields = ["rm_scores", "extra_fields", PROMPT]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        names = self.sgpo.dataloader.prompts.keys_P.__getitem__
+        return sampled_of(batch, data, self.sgpo.settings, names)
 
     def _draw(self, rollouts: int, refill: bool = False) -> TensorDict:
         """The next groups, ``rollouts`` in all, as verl submits them."""
         with self._our_time():
             rows = self.sgpo.dataloader.next_batch(rollouts, refill)
+            self._sizes |= dict(zip(rows["uid"], rows[ROLLOUT_N], strict=True))
             self._groups_in_step = self._groups_in_step if refill else len(rows["uid"])
             batch = tu.get_tensordict(rows)
             tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
@@ -129,7 +170,7 @@ class SgpoTrainer:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._totals = StepTotals()
         batch = super().step(metrics, timing_raw)
-        ours = self._totals.metrics() | self.sgpo.method.metrics() | self.sgpo.ledger.metrics()
+        ours = self._totals.metrics() | self.sgpo.metrics()
         ours |= {"seconds/plugin": self._plugin_seconds}
         metrics.update({f"sgpo/{name}": value for name, value in ours.items()})
         self._plugin_seconds = 0.0
@@ -145,14 +186,17 @@ class SgpoTrainer:
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         with self._our_time():
-            fields = ["rm_scores", "extra_fields", "response_mask", PROMPT]
-            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-            names = self.sgpo.dataloader.prompts.keys_P.__getitem__
-            outcomes = outcomes_of(batch.keys, data, self.sgpo.settings, names)
-            self.sgpo.method.observe(outcomes)
-            self._rows = Rows.choose(batch, data, self.sgpo.settings, self.config)
+            sampled, sessions = self._sampled(batch)
+            selection = None
+            if self.sgpo.settings.chooses_rows:
+                normalize = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
+                selection = self.sgpo.select(sampled, normalize)
+            outcomes, self._dropped = [*self._dropped, *outcomes_of(sampled)], []
+            self.sgpo.observe(outcomes)
+            self._rows = Rows.choose(batch, self._loss_tokens(batch), selection, sessions, self.config)
             planned = self.sgpo.plan.numbers.updates_per_step // self.parameter_sync_step
             self._updates = updates_of(len(self._rows.kept), planned)
+            self._rows.fill_up(self._actor_ranks() * self._updates)
         balanced = super()._balance_batch(self._rows.kept, metrics, *args, **kwargs)
         with self._our_time():
             self._rows.arrange(balanced, self._ranks, self._updates)
@@ -160,6 +204,17 @@ class SgpoTrainer:
             self.sgpo.ledger.add(self.sgpo.shape, tokens, rollouts.generated)
             self._totals.add(outcomes, tokens, rollouts)
         return balanced
+
+    def _actor_ranks(self) -> int:
+        """Data-parallel size of the actor, as verl finds it out."""
+        known = self.actor_rollout_wg._dispatch_info
+        if "actor" not in known:
+            known["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
+        return max(known["actor"]) + 1
+
+    def _loss_tokens(self, batch: KVBatchMeta) -> list[int]:
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        return data["response_mask"].sum(dim=1).tolist()
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
         """Rows that divide evenly among data-parallel ranks in each of the baseline's optimizer updates."""
@@ -180,7 +235,7 @@ class SgpoTrainer:
         if self._rows.nothing_to_learn:
             return batch  # every advantage is zero: weights, optimizer and learning rate stay as they are
         group = self.actor_rollout_wg
-        self.actor_rollout_wg = ActorGroup(group, self._rows.generated / self._updates)
+        self.actor_rollout_wg = ActorGroup(group, self._rows.counted / self._updates)
         try:
             with self._mini_batches_of(len(batch) // self._updates):
                 return super()._update_actor(self._rows.sized(batch, self.config), metrics)

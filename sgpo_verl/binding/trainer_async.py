@@ -23,28 +23,26 @@ class SgpoTrainerAsync(SgpoTrainer):
         super()._init_dataloader()
         plan = self.sgpo.plan
         self.replay_buffer.rollouts_per_prompt = plan.rollouts_per_prompt
-        largest, in_update = plan.settings.group_size.max, plan.step_rollouts(1) // self.parameter_sync_step
+        largest, in_update = plan.largest_group, plan.step_rollouts(1) // self.parameter_sync_step
         if plan.rollouts_per_prompt is not None and largest > in_update:
             raise SgpoError(
-                f"sgpo.group_size.max={largest} is more than the {in_update} rollouts of one of the {self.parameter_sync_step} "
-                "updates between two weight syncs (trainer.v1.separate_async.parameter_sync_step): lower the one or the other"
+                f"groups of up to {largest} rollouts (sgpo.group_size.max, actor_rollout_ref.rollout.n) do not fit into the "
+                f"{in_update} of one of the {self.parameter_sync_step} updates between two weight syncs "
+                "(trainer.v1.separate_async.parameter_sync_step): lower the one or the other"
             )
 
     def _groups_to_wait_for(self, prompts: int) -> int:
         return prompts  # GroupBuffer knows what they are worth
 
-    def _replace(self, groups: int) -> int:
-        """In place of groups that the buffer dropped: as many rollouts as they had."""
-        rollouts, self.replay_buffer.evicted_rollouts = self.replay_buffer.evicted_rollouts, 0
-        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True))
+    def _rollouts_to_replace(self) -> int:
+        return self.replay_buffer.take_evicted()
 
     def _add_prompts_to_generate(self, num_prompts: int) -> int:
         """verl's warm-up: whole batches, one by one, since the next may be of another phase; then the rest."""
         batch = self.config.data.train_batch_size
         for prompts in [*[batch] * (num_prompts // batch), num_prompts % batch]:
             if prompts:
-                size = self.sgpo.method.group_size()
-                rollouts = self.sgpo.plan.step_rollouts(size) * prompts // batch
+                rollouts = self.sgpo.method.step_rollouts() * prompts // batch
                 self._submit_batch_to_rollout(self._draw(rollouts))
         return num_prompts
 

@@ -1,5 +1,4 @@
-"""One file per method; ``METHODS`` names them."""
+"""One file per method: its rules, with its paper beside them. ``base.py`` says what a method is; ``sgpo.method`` names them.
 
-from sgpo_verl.methods.paper import Paper
-
-METHODS = {"paper": Paper}
+paper.py draws up the phases that curriculum.py walks through, and so do prune and AERO, whose single phase is everyone.
+"""

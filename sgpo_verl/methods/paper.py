@@ -11,17 +11,14 @@ Our reading, where the paper is silent or we could not read it: the unsolved sam
 pass; a phase's last step is filled from the next pass over that phase, so that every step holds the same budget.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from sgpo_verl.config import CurriculumSettings, FilterSettings, GroupSizeSettings
+from sgpo_verl.config import FilterSettings, GroupSizeSettings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods.base import Groups, Outcome
+from sgpo_verl.methods.curriculum import Phase
 
 
 class Class(IntEnum):
@@ -68,22 +65,10 @@ def group_size(trials_P: np.ndarray, successes_P: np.ndarray, settings: GroupSiz
     return np.clip(size_P, settings.min, settings.max)
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One cluster of the curriculum. prompts_M: int32, positions in the plan of its M prompts, unsolved ones last."""
-
-    group_size: int
-    learnable: int
-    unsolved: int
-    prompts_M: np.ndarray = field(repr=False)
-
-    @property
-    def rollouts_per_pass(self) -> int:
-        return self.group_size * len(self.prompts_M)
-
-
 def phases(class_P: np.ndarray, size_P: np.ndarray, settings: FilterSettings, seed: int) -> list[Phase]:
     """Clusters by group size, small (easy) first; each with its own draw of round(alpha x unsolved) unsolved prompts.
+
+    class_P: int8, as from ``classify``; where nothing is filtered, every prompt that could be sampled is learnable.
 
     Raises SgpoError if no prompt is learnable: then there is nothing to train on.
     """
@@ -108,141 +93,3 @@ def _nothing_to_learn(class_P: np.ndarray, settings: FilterSettings) -> str:
         f"{settings.max_pass_rate}) and {unsolved} were never solved{not_sampled}; use harder or easier data, raise "
         "sgpo.filter.max_pass_rate, or profile with a larger sgpo.profile.n"
     )
-
-
-def split(rollouts: int, size: int) -> list[int]:
-    """Sizes of as many groups of ``size`` as fit in ``rollouts``, at least one; the remainder is dealt out one by one.
-
-    So the sum is exact: split(16, 8) = [8, 8]; split(17, 8) = [9, 8]; split(4, 8) = [4], in place of a smaller group that
-    failed. Both are at least 1.
-    """
-    groups = max(1, rollouts // size)
-    base, extra = divmod(rollouts, groups)
-    return [base + (i < extra) for i in range(groups)]
-
-
-class Paper:
-    """The curriculum in progress.
-
-    phase_list: from ``phases``. budgets: rollouts that each phase may draw. The last
-    phase goes on for as long as it is asked, so steps that a plateau leaves over are spent on the hardest prompts.
-    fingerprint: of everything the plan was made from; a checkpoint of another plan is refused.
-    """
-
-    name = "paper"
-
-    def __init__(
-        self,
-        phase_list: Sequence[Phase],
-        budgets: Sequence[int],
-        settings: CurriculumSettings,
-        seed: int,
-        fingerprint: dict[str, Any],
-    ):
-        self.phases, self.budgets = list(phase_list), list(budgets)
-        self.settings, self.seed, self.fingerprint = settings, seed, fingerprint
-        self.phase = 0  # of the groups handed out last
-        self.drawn = 0  # groups handed out in this phase
-        self.spent = 0  # rollouts handed out in this phase
-        self.total = 0  # rollouts handed out in all
-        self.rewards: list[float] = []  # mean reward of each of the last 2 x window steps of this phase
-        self._order_key, self._order_M = (-1, -1), np.array([], dtype=np.int32)
-
-    def group_size(self, refill: bool = False) -> int:
-        """G of the groups that come next; refill: of those that were handed out last."""
-        return self.phases[self.phase if refill else self._next_phase()].group_size
-
-    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
-        phase = self.phase if refill else self._next_phase()
-        if phase != self.phase:
-            self.phase, self.drawn, self.spent, self.rewards = phase, 0, 0, []
-        sizes = split(rollouts, self.phases[phase].group_size)
-        groups = [(self._prompt(self.drawn + i), size) for i, size in enumerate(sizes)]
-        self.drawn += len(sizes)
-        if not refill:
-            self.spent += rollouts
-            self.total += rollouts
-        return groups
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        rollouts = sum(o.size for o in outcomes)
-        mean = sum(o.reward_mean * o.size for o in outcomes) / max(rollouts, 1)
-        self.rewards = [*self.rewards, mean][-2 * self.settings.window :]
-
-    def _next_phase(self) -> int:
-        last = len(self.phases) - 1
-        over = self.spent >= self.budgets[self.phase] or self._plateaued()
-        return self.phase + 1 if over and self.phase < last else self.phase
-
-    def _plateaued(self) -> bool:
-        """Mean reward of the last ``window`` steps is less than ``min_gain`` above that of the window before."""
-        window = self.settings.window
-        if self.settings.until != "plateau" or len(self.rewards) < 2 * window:
-            return False
-        return np.mean(self.rewards[-window:]) - np.mean(self.rewards[-2 * window : -window]) < self.settings.min_gain
-
-    def _prompt(self, draw: int) -> int:
-        """The ``draw``-th prompt of this phase: pass after pass, each in its own order, a function of the seed alone."""
-        prompts_M = self.phases[self.phase].prompts_M
-        number, place = divmod(draw, len(prompts_M))
-        return int(prompts_M[self._order(number)[place]])
-
-    def _order(self, number: int) -> np.ndarray:
-        """Permutation of this phase's prompts in pass ``number``; kept until another is asked for."""
-        if self._order_key != (self.phase, number):
-            # From 1 on: [s, p, 0] would be the stream of [s, p], from which the unsolved sample was drawn.
-            rng = np.random.default_rng([self.seed, self.phase, 1 + number])
-            self._order_key = (self.phase, number)
-            self._order_M = rng.permutation(len(self.phases[self.phase].prompts_M)).astype(np.int32)
-        return self._order_M
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "method": self.name,
-            "fingerprint": self.fingerprint,
-            "phase": self.phase,
-            "drawn": self.drawn,
-            "spent": self.spent,
-            "total": self.total,
-            "rewards": list(self.rewards),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        method = state.get("method") if isinstance(state, Mapping) else state
-        if method != self.name:
-            raise SgpoError(f"checkpoint: written by sgpo.method={method!r:.60}, this run is {self.name!r}")
-        missing = sorted(self.state_dict().keys() - state.keys())
-        if missing:
-            raise SgpoError(
-                f"checkpoint: lacks {', '.join(missing)} in its sgpo state: start a new run from its weights"
-            )
-        if wrong := _impossible(state, len(self.phases)):
-            raise SgpoError(f"checkpoint: its sgpo state cannot be ({wrong}): start a new run from its weights")
-        mine, theirs = self.fingerprint, state["fingerprint"]
-        differ = sorted((k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)), key=str)
-        if differ:
-            what = "; ".join(f"{k}: checkpoint {theirs.get(k)!r}, run {mine.get(k)!r}" for k in differ)
-            raise SgpoError(f"checkpoint: its plan is not this run's ({what}): restore the setting, or start a new run")
-        self.phase, self.drawn, self.spent = state["phase"], state["drawn"], state["spent"]
-        self.total, self.rewards = state["total"], list(state["rewards"])
-
-    def metrics(self) -> dict[str, float]:
-        return {"curriculum/phase": self.phase, "curriculum/progress": min(1.0, self.total / sum(self.budgets))}
-
-
-def _impossible(state: Mapping[str, Any], phases: int) -> str:
-    """What of a state no curriculum of that many phases can have written; "" if nothing."""
-    for name in ("phase", "drawn", "spent", "total"):
-        value = state[name]
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**63:
-            return f"{name}={value!r:.60}"
-    if state["phase"] >= phases:
-        return f"phase={state['phase']} of {phases}"
-    if state["spent"] > state["total"]:
-        return f"spent={state['spent']} of total={state['total']}"
-    rewards = state["rewards"]
-    if not isinstance(rewards, list) or not all(isinstance(r, int | float | np.floating) for r in rewards):
-        return f"rewards={rewards!r:.60}"
-    if not np.isfinite(np.array(rewards, float)).all():
-        return "a reward that is not finite"
-    return "" if isinstance(state["fingerprint"], Mapping) else f"fingerprint={state['fingerprint']!r:.60}"
