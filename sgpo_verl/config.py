@@ -186,8 +186,8 @@ class AeroSettings(_Node):
 class PosteriorSettings(_Node):
     """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior."""
 
-    successes: float = Field(1.0, gt=0, description="a of a prompt of which nothing is known.")
-    failures: float = Field(1.0, gt=0, description="b of a prompt of which nothing is known.")
+    successes: float = Field(1.0, ge=1e-6, le=1e6, description="a of a prompt of which nothing is known.")
+    failures: float = Field(1.0, ge=1e-6, le=1e6, description="b of a prompt of which nothing is known.")
     profile_weight: float = Field(
         0.5, ge=0, le=1, description="What a sample of sgpo.profile.path counts as, in rollouts."
     )
@@ -343,6 +343,10 @@ def _misfits(settings: Settings) -> list[tuple[bool, str]]:
         (
             settings.curriculum.until != "epochs" and order != "phases",
             f"curriculum.until={settings.curriculum.until} ends a phase: it needs curriculum=phases, not {order}",
+        ),
+        (
+            settings.curriculum.epochs is not None and not settings.needs_profile,
+            "curriculum.epochs counts passes over what a profile leaves: without one set trainer.total_epochs",
         ),
         (
             allocation == "rescue" and order in ("phases", "posterior"),

@@ -1,5 +1,6 @@
 """Group-relative advantages, against values worked out by hand and a reference written out loop by loop."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_verl.advantage import EPSILON, grpo
+from sgpo_verl.advantage import EPSILON, grpo, posterior
 
 
 def literal_grpo(rewards: list[float], groups: list, normalize: bool) -> list[float]:
@@ -109,3 +110,143 @@ def test_advantages_of_a_group_sum_to_zero_and_rank_like_its_rewards(batch, norm
             * np.subtract.outer(advantages[mine], advantages[mine])
             >= 0
         ).all()
+
+
+# --- the posterior's -----------------------------------------------------------------------------------------------
+
+
+def against(successes: list[int], a: float, b: float, normalize: bool = False) -> np.ndarray:
+    """The advantages of one group, of a prior Beta(a, b)."""
+    count = len(successes)
+    return posterior(successes, np.zeros(count), np.full(count, a), np.full(count, b), normalize)
+
+
+@pytest.mark.parametrize(
+    ("successes", "a", "b", "expected"),
+    [
+        ([1, 0], 1, 1, [2 / 3, -2 / 3]),  # baselines (1 + 0) / 3 and (1 + 1) / 3
+        ([1, 1], 1, 1, [1 / 3, 1 / 3]),
+        ([0, 0], 1, 1, [-1 / 3, -1 / 3]),
+        ([1], 1, 3, [3 / 4]),  # a group of one: against the prior alone
+        ([0], 1, 3, [-1 / 4]),
+        ([1, 0, 0, 0], 2, 2, [5 / 7, -3 / 7, -3 / 7, -3 / 7]),  # 2 / 7 and 3 / 7
+        ([0, 0], 1e-9, 1e9, [0, 0]),  # what the prior expected just so
+    ],
+)
+def test_against_what_was_expected_without_the_rollout_itself(successes, a, b, expected):
+    assert against(successes, a, b) == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_deviation_is_the_priors():
+    # m = 1/4: sqrt(1/4 x 3/4) = 0.4330127; baselines 1 / 5 and 2 / 5
+    found = against([1, 0], 1, 3, normalize=True)
+    assert found == pytest.approx([0.8 / 0.4330127018922193, -0.4 / 0.4330127018922193])
+
+
+def test_every_prompt_has_its_own_prior_and_rows_may_come_in_any_order():
+    successes, groups = [1, 1, 0, 0], ["y", "x", "x", "y"]
+    found = posterior(successes, groups, np.array([1, 2, 2, 1]), np.array([1, 1, 1, 1]), normalize_by_std=False)
+    # y: (1 + 0) / 3, (1 + 1) / 3; x: (2 + 0) / 4, (2 + 1) / 4
+    assert found == pytest.approx([2 / 3, 1 / 2, -3 / 4, -2 / 3])
+
+
+def test_a_posterior_of_no_rollouts():
+    assert posterior([], [], np.array([]), np.array([])).shape == (0,)
+
+
+def softmax_policy(p: float, correct: tuple[int, ...]) -> np.ndarray:
+    """Probabilities of three actions, those in ``correct`` p in all, split 2 : 1 where a side has two."""
+    pi = np.empty(3)
+    for side, mass in ((list(correct), p), ([k for k in range(3) if k not in correct], 1 - p)):
+        pi[side] = mass * np.array([2 / 3, 1 / 3] if len(side) == 2 else [1.0])
+    return pi
+
+
+def expected_gradient(pi, correct, size, advantages) -> tuple[np.ndarray, float]:
+    """(mean, variance summed over components) of 1/G sum of A_i grad log pi(a_i), over all groups that can be sampled.
+
+    Of a softmax, grad log pi(a) = e_a - pi.
+    """
+    mean, square = np.zeros(3), 0.0
+    for actions in itertools.product(range(3), repeat=size):
+        advantages_G = advantages(np.array([float(k in correct) for k in actions]))
+        gradient = advantages_G @ (np.eye(3)[list(actions)] - pi) / size
+        probability = float(np.prod(pi[list(actions)]))
+        mean, square = mean + probability * gradient, square + probability * gradient @ gradient
+    return mean, square - mean @ mean
+
+
+def true_gradient(pi, correct) -> np.ndarray:
+    """Of the pass rate: d/dtheta_k of sum of pi over ``correct`` = pi_k ([k correct] - pass rate)."""
+    is_correct = np.isin(np.arange(3), correct)
+    return pi * (is_correct - pi[is_correct].sum())
+
+
+PRIORS = [(1.0, 1.0), (0.5, 3.5), (3.0, 1.0), (1e-3, 1e-3), (40.0, 2.0)]
+each_policy = pytest.mark.parametrize("correct", [(0,), (0, 2)], ids=["one correct", "two correct"])
+each_rate = pytest.mark.parametrize("p", [0.05, 0.25, 0.5, 0.9])
+each_size = pytest.mark.parametrize("size", [1, 2, 3])
+
+
+@each_policy
+@each_rate
+@each_size
+@pytest.mark.parametrize(("a", "b"), PRIORS)
+def test_the_posteriors_gradient_is_unbiased_whatever_the_prior(correct, p, size, a, b):
+    pi = softmax_policy(p, correct)
+    truth, m = true_gradient(pi, correct), a / (a + b)
+    mean, _ = expected_gradient(pi, correct, size, lambda s: against(s, a, b))
+    assert mean == pytest.approx(truth, abs=1e-12)
+    mean, _ = expected_gradient(pi, correct, size, lambda s: against(s, a, b, normalize=True))
+    assert mean == pytest.approx(truth / math.sqrt(m * (1 - m)), abs=1e-12 / math.sqrt(m * (1 - m)))
+
+
+@each_policy
+@each_rate
+def test_grpos_gradient_is_scaled_by_its_own_mean_and_deviation(correct, p):
+    # The group's mean holds the rollout itself: (G - 1) / G. Divided by the deviation of a pair, 0.7071 for every p,
+    # where the pass rate's own would be 1 / sqrt(p (1 - p)). So the check above can fail.
+    pi = softmax_policy(p, correct)
+    truth = true_gradient(pi, correct)
+    for size in (2, 3):
+        mean, _ = expected_gradient(pi, correct, size, lambda s: grpo(s, np.zeros(len(s)), normalize_by_std=False))
+        assert mean == pytest.approx(truth * (size - 1) / size, abs=1e-12)
+    mean, _ = expected_gradient(pi, correct, 2, lambda s: grpo(s, np.zeros(2)))
+    assert mean == pytest.approx(truth / (math.sqrt(2) * (1 + math.sqrt(2) * EPSILON)), abs=1e-12)
+
+
+@each_policy
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95])
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("strength", [0.5, 4.0, 100.0])
+def test_a_prior_that_is_right_makes_the_gradient_less_noisy(correct, p, size, strength):
+    # Both are unbiased: the mean of the others alone, and that mean drawn towards the pass rate.
+    pi = softmax_policy(p, correct)
+    a, b = strength * p, strength * (1 - p)
+    _, ours = expected_gradient(pi, correct, size, lambda s: against(s, a, b))
+    others = size / (size - 1)
+    _, without = expected_gradient(pi, correct, size, lambda s: others * grpo(s, np.zeros(size), False))
+    assert ours < without
+
+
+def test_a_prior_that_is_wrong_makes_it_noisier():
+    pi = softmax_policy(0.5, (0,))
+    _, ours = expected_gradient(pi, (0,), 3, lambda s: against(s, 99.0, 1.0))
+    _, without = expected_gradient(pi, (0,), 3, lambda s: 1.5 * grpo(s, np.zeros(3), False))
+    assert ours > without
+
+
+groups_of_two_outcomes = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)
+evidence = st.lists(st.floats(0.01, 50), min_size=5, max_size=5)
+
+
+@given(groups_of_two_outcomes, evidence, evidence)
+def test_a_posteriors_advantages_have_the_sign_of_the_outcome_and_depend_on_the_others(rows, a, b):
+    successes, groups = map(list, zip(*rows, strict=True))
+    a_N, b_N = np.array(a)[groups], np.array(b)[groups]
+    found = posterior(successes, groups, a_N, b_N, normalize_by_std=False)
+    assert (np.sign(found) == np.where(np.array(successes) == 1, 1, -1)).all()
+    for i, (success, group) in enumerate(rows):
+        others = [s for j, (s, g) in enumerate(rows) if g == group and j != i]
+        baseline = (a[group] + sum(others)) / (a[group] + b[group] + len(others))
+        assert found[i] == pytest.approx(success - baseline)

@@ -89,6 +89,7 @@ def test_an_ablation_is_a_list_of_overrides():
         ({"method": "aero", "graded_rewards": True}, "advantage=aero is of right and wrong answers"),
         ({"method": "prune", "batch": {"unit": "prompts"}}, "batch.unit=prompts needs steps of one group size"),
         ({"method": "prune", "curriculum": {"until": "plateau"}}, "curriculum.until=plateau ends a phase"),
+        ({"method": "bayes", "curriculum": {"epochs": 2}}, "curriculum.epochs .* set trainer.total_epochs"),
         ({"method": "paper", "allocation": "rescue"}, "allocation=rescue .* not phases"),
     ],
 )
