@@ -194,7 +194,7 @@ def test_a_state_that_is_no_mapping_is_refused(state):
 @pytest.mark.parametrize(
     ("trials", "tokens", "settings"),
     [
-        (0, 0.0, {"successes": 1e-12, "failures": 1e-12}),
+        (0, 0.0, {"successes": 1e-6, "failures": 1e-6}),
         (2**31 - 1, 2.0**100, {"profile_weight": 1}),  # the most that a profile may say
     ],
 )
