@@ -178,6 +178,37 @@ def test_force_leaves_rows_out_beside_a_kl_loss_but_not_before_rewards_are_known
         check_supported(changed(forced, "algorithm.use_kl_in_reward", True))
 
 
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("greso", ["reward.reward_model.enable=True"], r"sgpo\.filter=mixed: .*enable_resource_pool=True"),
+        ("aero", ["reward.reward_model.enable=True"], r"sgpo\.allocation=rescue: .*enable_resource_pool=True"),
+        (
+            "aero",
+            ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager"],
+            r"sgpo\.allocation=rescue: needs .*RescueManager \(\+sgpo=aero sets it\), this run has my\.Manager",
+        ),
+        ("aero", ["algorithm.adv_estimator=grpo"], r"sgpo\.advantage=aero: needs algorithm\.adv_estimator=sgpo"),
+        ("aero", ["algorithm.use_kl_in_reward=True"], r"sgpo\.advantage=aero: with algorithm\.use_kl_in_reward=True"),
+        ("bayes", ["actor_rollout_ref.actor.use_kl_loss=True"], r"sgpo\.prune=True: .*use_kl_loss would have moved"),
+        (
+            "paper",
+            ["sgpo.train_fraction=0.5", "actor_rollout_ref.actor.entropy_coeff=0.1"],
+            r"sgpo\.train_fraction=0\.5: .*entropy_coeff would have moved .* sgpo\.prune=force",
+        ),
+    ],
+)
+def test_what_a_method_needs_of_the_run_is_refused_by_its_key(method, overrides, message):
+    arguments = ["data.train_files=a", "data.val_files=a", f"+sgpo={method}"]
+    check_supported(compose(arguments))
+    with pytest.raises(SgpoError, match=message):
+        check_supported(compose([*arguments, *overrides]))
+
+
+def test_aero_rejects_rows_beside_a_kl_loss_as_if_they_had_not_been_sampled():
+    check_supported(compose(["+sgpo=aero", "actor_rollout_ref.actor.use_kl_loss=True"]))
+
+
 @pytest.mark.parametrize("mode", ["sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async"])
 def test_every_mode_of_ours_passes(composed, mode):
     check_supported(changed(composed, "trainer.v1.trainer_mode", mode))
