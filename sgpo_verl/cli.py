@@ -15,7 +15,7 @@ class _InOrder(typer.core.TyperGroup):
     """Lists the commands in the order in which they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        order = ["doctor", "profile", "plan", "report", "demo"]
+        order = ["doctor", "profile", "plan", "simulate", "report", "bench", "demo"]
         return [*order, *sorted(self.commands.keys() - set(order))]
 
 
@@ -121,7 +121,6 @@ def plan(
     loaded = load_profile(profile)
     config = compose(context.args)
     check_supported(config)
-    # Before the settings: sgpo.curriculum.epochs repeats trainer.total_epochs, and would be blamed for it.
     numbers = numbers_of(config)
     made = make_plan(loaded, settings_of(config), numbers)
     shape = plan_view.shape_of(config, loaded)
@@ -129,6 +128,37 @@ def plan(
     if plot is not None:
         plan_view.draw(made, shape, plot)
         print(f"picture: {plot}")
+
+
+@app.command(context_settings=HYDRA, options_metavar="[OPTIONS] [OVERRIDES]...")
+def simulate(
+    context: typer.Context,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", help='"METHOD key=value ...": simulate this too (repeat for more).'),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Simulate on prompts like those of this profile, not on made-up ones."),
+    ] = None,
+    prompts: Annotated[int | None, typer.Option("--prompts", help="Synthetic prompts; default: 2048.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps; default: trainer.total_training_steps, else 160.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each method.")] = 3,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw accuracy against FLOPs, to this PNG file.")
+    ] = None,
+) -> None:
+    """Rank methods and ablations in seconds, beside stock GRPO: prompts are coins whose bias rises as they are taught.
+
+    Takes the arguments of the training command. Without +sgpo=... and --compare: all methods. A model of learning, no training.
+
+    Example: sgpo simulate --compare paper --compare "bayes sgpo.advantage=posterior"
+    """
+    from sgpo_verl import simulate_view
+
+    simulate_view.run(context.args, compare or [], profile, prompts, steps, seeds, plot)
 
 
 @app.command()
@@ -145,6 +175,34 @@ def report(
     loaded = [reporting.load_run(path) for path in runs]
     print(reporting.compare(loaded, metric).to_text())
     print(f"report: {reporting.write(loaded, output, metric)[0]}")
+
+
+@app.command()
+def bench(
+    spec: Annotated[
+        Path, typer.Argument(help="The benchmark's YAML file; recipes/bench/ has some.", metavar="SPEC.yaml")
+    ],
+    directory: Annotated[Path, typer.Option("--dir", help="Where everything goes, and where it is taken up again.")],
+    only: Annotated[list[str] | None, typer.Option("--only", help="Run just this METHOD (repeat for more).")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Run just these, as in 0,1.")] = "",
+    fresh: Annotated[
+        list[str] | None,
+        typer.Option("--fresh", help="Forget what there is of this METHOD, or METHOD/seedK, and make it again."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--print", help="Print the runs as shell commands, for a cluster.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Start nothing; report on what is finished.")
+    ] = False,
+) -> None:
+    """Run every method with every seed on one task, tuned for the baseline, and report what each spent to get there.
+
+    The same call goes on where an earlier one ended. Example: sgpo bench recipes/bench/cpu.yaml --dir bench_cpu
+    """
+    from sgpo_verl.bench.command import Choice, main, seeds_of
+
+    choice = Choice(tuple(only or ()), seeds_of(seeds), tuple(fresh or ()))
+    if code := main(spec, directory, choice, show, report_only):
+        raise typer.Exit(code)
 
 
 @app.command()

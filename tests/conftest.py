@@ -1,11 +1,16 @@
 """Real parts, made once per session. The CPU runtime is asked for before anything imports verl."""
 
 import os
+import tempfile
 
-os.environ.update(VERL_PLATFORM="cpu", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", RAY_DEDUP_LOGS="0")
+# Ray would join a cluster that runs on this machine, of another test process or of the user's: look for one elsewhere.
+_ray_folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+os.environ.update(
+    VERL_PLATFORM="cpu", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", RAY_DEDUP_LOGS="0", RAY_TMPDIR=_ray_folder.name
+)
 
-import pytest
-import tiny
+import pytest  # noqa: E402
+import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")

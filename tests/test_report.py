@@ -14,7 +14,16 @@ from rundirs import METRIC, config, sgpo_run, stock_run, stock_step, validation,
 from sgpo_verl import report
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.report import units
-from sgpo_verl.report.headline import Spread, evaluations, final_accuracy, first_reach, median_ratio
+from sgpo_verl.report.headline import (
+    Rule,
+    Spread,
+    accuracy_at,
+    evaluations,
+    final_accuracy,
+    first_reach,
+    median_ratio,
+    smoothed,
+)
 from sgpo_verl.report.runs import load_run
 
 STEADY = [0.2, 0.3, 0.4, 0.5, 0.5, 0.5]  # target 0.5, reached at step 3 and held at 4
@@ -32,18 +41,18 @@ def test_the_ratio_is_baseline_cost_over_method_cost(tmp_path):
     runs = [load(stock_run(tmp_path / "g", STEADY)), load(sgpo_run(tmp_path / "s", [0.2, 0.3, 0.5, 0.6]))]
     row = row_of(report.compare(runs), "sGPO (paper)")
     # GRPO at step 3: 27120 FLOPs, 2880 tokens, 96 rollouts, 90 s. Ours at step 2: 1000 + 6000, 960, 32 + 32, 20 + 30.
-    assert row.cost == {
+    assert row.held.cost == {
         "total_flops": 7000,
         "total_trained_tokens": 960,
         "total_rollouts": 64,
         "total_seconds": 50,
     }
-    assert row.baseline_cost["total_flops"] == 27120
-    assert row.ratio["total_flops"].middle == pytest.approx(27120 / 7000)
-    assert row.ratio["total_trained_tokens"].middle == 3.0
-    assert row.ratio["total_rollouts"].middle == 1.5
-    assert row.ratio["total_seconds"].middle == pytest.approx(1.8)
-    assert (row.reached, row.at_end) == (1, 0)
+    assert row.held.baseline_cost["total_flops"] == 27120
+    assert row.held.ratio["total_flops"].middle == pytest.approx(27120 / 7000)
+    assert row.held.ratio["total_trained_tokens"].middle == 3.0
+    assert row.held.ratio["total_rollouts"].middle == 1.5
+    assert row.held.ratio["total_seconds"].middle == pytest.approx(1.8)
+    assert (row.held.reached, row.held.at_end) == (1, 0)
 
 
 def test_the_target_is_the_mean_of_the_last_three_evaluations(tmp_path):
@@ -65,14 +74,14 @@ def test_a_target_must_be_held_at_the_next_evaluation(tmp_path):
 def test_the_last_evaluation_counts_and_is_marked(tmp_path):
     runs = [load(stock_run(tmp_path / "g", STEADY)), load(sgpo_run(tmp_path / "s", [0.2, 0.3, 0.5]))]
     comparison = report.compare(runs)
-    assert row_of(comparison, "sGPO (paper)").at_end == 1
+    assert row_of(comparison, "sGPO (paper)").held.at_end == 1
     assert "at the end" in comparison.to_text()
 
 
 def test_not_reached_is_said(tmp_path):
     runs = [load(stock_run(tmp_path / "g", STEADY)), load(sgpo_run(tmp_path / "s", [0.2, 0.3, 0.4]))]
     comparison = report.compare(runs)
-    assert row_of(comparison, "sGPO (paper)").ratio["total_flops"] is None
+    assert row_of(comparison, "sGPO (paper)").held.ratio["total_flops"] is None
     assert comparison.finding == (
         "No method reached GRPO's final accuracy (0.500): sGPO (paper) never got there. "
         "Fewer than 3 seeds: a difference may be luck."
@@ -89,18 +98,108 @@ def test_a_method_that_loses_is_said_to_lose(tmp_path):
     )
 
 
-def test_a_baseline_that_never_holds_its_own_target_gives_no_ratio(tmp_path):
-    # The last three are 0.4, 0.6, 0.4, so the target is 0.4667: 0.6 is above it twice, and each time not held.
+def test_a_baseline_that_never_holds_its_own_target_is_compared_by_smoothed_curves(tmp_path):
+    # The last three are 0.4, 0.6, 0.4, so the target is 0.4667: 0.6 is above it twice, and each time not held. Smoothed:
+    # 0.25, 0.367, 0.433, 0.533: reached at step 3, 27120. Ours, smoothed: 0.35, 0.4, 0.5: at step 2, 7000.
     noisy = stock_run(tmp_path / "g", [0.2, 0.3, 0.6, 0.4, 0.6, 0.4])
     comparison = report.compare([load(noisy), load(sgpo_run(tmp_path / "s", [0.2, 0.5, 0.5]))])
-    assert math.isnan(row_of(comparison, "sGPO (paper)").ratio["total_flops"].middle)
-    assert comparison.finding.startswith("GRPO does not hold GRPO's final accuracy (0.467), its own")
+    assert math.isnan(row_of(comparison, "sGPO (paper)").held.ratio["total_flops"].middle)
+    assert comparison.rule is Rule.SMOOTHED
+    assert comparison.finding == (
+        "GRPO does not hold its own end at two evaluations in a row, so this is by smoothed curves. sGPO (paper) reached "
+        "GRPO's final accuracy (0.467) with 7.00 kFLOP where GRPO took 27.1 kFLOP: 3.87× fewer FLOPs. "
+        "Fewer than 3 seeds: a difference may be luck."
+    )
+
+
+def test_a_smoothed_point_is_the_mean_of_three_evaluations_and_of_two_at_either_end(tmp_path):
+    evals = evaluations(load(stock_run(tmp_path / "a", [0.2, 0.5, 0.8, 0.5])))
+    assert smoothed(evals)["accuracy"].tolist() == pytest.approx([0.35, 0.5, 0.6, 0.65])
+    assert first_reach(evals, 0.6, Rule.SMOOTHED).step == 2
+    last = first_reach(evals, 0.65, Rule.SMOOTHED)
+    assert (last.step, last.at_end) == (3, True)
+
+
+def test_one_lucky_evaluation_reaches_no_smoothed_target(tmp_path):
+    evals = evaluations(load(stock_run(tmp_path / "a", [0.2, 0.2, 0.9, 0.2, 0.2])))
+    assert first_reach(evals, 0.5, Rule.SMOOTHED) is None
+
+
+def test_the_smoothed_target_is_one_for_all_seeds(tmp_path):
+    # Ends 0.5 and 0.7, so the target is 0.6. Seed 1 of GRPO, smoothed 0.25, 0.3, 0.4, 0.467, 0.5, 0.5, never gets there: its
+    # budget of 5 steps counts, 45200. Seed 2: 0.35, 0.467, 0.633: step 2, 18080. Ours: 0.4, 0.467, 0.667: step 2, 7000.
+    runs = [
+        load(stock_run(tmp_path / "g1", STEADY, seed=1)),
+        load(stock_run(tmp_path / "g2", [0.2, 0.5, *[0.7] * 4], seed=2)),
+    ]
+    runs += [load(sgpo_run(tmp_path / f"s{seed}", [0.2, 0.6, 0.6, 0.8], seed=seed)) for seed in (1, 2)]
+    comparison = report.compare(runs)
+    way = row_of(comparison, "sGPO (paper)").smoothed
+    assert comparison.smoothed_target == pytest.approx(0.6)
+    assert [outcome.baseline_cost["total_flops"] for outcome in way.outcomes] == [45200, 18080]
+    assert [outcome.reach.step for outcome in way.outcomes] == [2, 2]
+    low, high = 18080 / 7000, 45200 / 7000
+    assert way.ratio["total_flops"] == Spread(pytest.approx((low + high) / 2), pytest.approx(low), pytest.approx(high))
+    assert (way.cost["total_flops"], way.baseline_cost["total_flops"]) == (7000, (45200 + 18080) / 2)
+    assert comparison.notes[-1] == (
+        "by smoothed curves, GRPO does not reach the target with 1 of 2 seeds: its full budget is counted there, which is less "
+        "than it would have taken"
+    )
+
+
+def test_a_method_that_reaches_with_one_seed_of_three_has_no_ratio_by_either_rule(tmp_path):
+    runs = [load(stock_run(tmp_path / f"g{i}", STEADY, seed=i)) for i in (1, 2, 3)]
+    runs += [
+        load(sgpo_run(tmp_path / f"s{i}", [0.2, 0.2, 0.2 + 0.4 * (i == 1), 0.2 + 0.8 * (i == 1)], i)) for i in (1, 2, 3)
+    ]
+    row = row_of(report.compare(runs), "sGPO (paper)")
+    assert (row.held.ratio["total_flops"], row.held.reached) == (None, 1)
+    assert (row.smoothed.ratio["total_flops"], row.smoothed.reached) == (None, 1)
+
+
+def test_the_baseline_can_be_named_and_notes_be_added(tmp_path):
+    runs = [load(stock_run(tmp_path / "g", STEADY)), load(sgpo_run(tmp_path / "s", [0.2, 0.5, 0.5, 0.5]))]
+    comparison = report.compare(runs, baseline="sGPO (paper)", notes=("tuned",))
+    assert (comparison.baseline, comparison.notes) == ("sGPO (paper)", ("tuned",))
+    assert row_of(comparison, "GRPO").held.ratio["total_flops"].middle == pytest.approx(4000 / 27120)
+
+
+def test_what_was_estimated_of_dynamic_sampling_is_said(tmp_path):
+    # 4 groups kept, 6 thrown away: 60% of the tokens; a row has 960 / 32 = 30 tokens, in both runs.
+    thrown = {"training/filter_groups/evicted_samples": 5, "training/filter_groups/discarded_surplus_samples": 1}
+    dynamic = config(algorithm__filter_groups__enable=True)
+    runs = [load(stock_run(tmp_path / "g", STEADY))]
+    runs.append(load(write_run(tmp_path / "d", [validation(0, 0.2), stock_step(1, 0.3, **thrown)], dynamic)))
+    assert report.compare(runs).notes == (
+        "dynamic sampling: 60.0% of its generated tokens are estimated: verl logs how many groups it threw away, not their "
+        "lengths, so they are counted at the mean lengths of those kept; a kept rollout has 30.0 tokens with its prompt, one "
+        "of GRPO, which keeps all, 30.0",
+    )
+
+
+def test_a_profile_dearer_than_the_budget_buys_the_untrained_model(tmp_path):
+    # GRPO stops after one step, 9040; the profile of ours costs 1000 here, but its first evaluation after it 13000.
+    runs = [load(stock_run(tmp_path / "g", [0.2, 0.3]))]
+    runs.append(load(sgpo_run(tmp_path / "s", [0.2, 0.9], flops=12000.0)))
+    assert row_of(report.compare(runs), "sGPO (paper)").equal_flops.middle == 0.2
+    evals = evaluations(runs[1])
+    assert accuracy_at(evals, 500.0) == 0.2  # not even the profile
+
+
+def test_many_methods_are_named_beside_the_axes(tmp_path):
+    runs = [load(stock_run(tmp_path / "g", STEADY))]
+    methods = ("paper", "prune", "greso", "aero", "bayes")
+    runs += [load(sgpo_run(tmp_path / name, [0.2, 0.3, 0.5, 0.5], method=name)) for name in methods]
+    page = report.write(runs, tmp_path / "page.html")[0].read_text()
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert not any(re.search(r"(fill|stroke): ?#[0-9a-f]{6}", svg) for svg in svgs)
+    assert all(f"sGPO ({name})" in svgs[0] for name in methods)
 
 
 def test_a_baseline_that_does_not_learn_gives_no_ratio(tmp_path):
     flat = stock_run(tmp_path / "g", [0.3, 0.3, 0.3, 0.3])  # reached before training, at no cost
     comparison = report.compare([load(flat), load(sgpo_run(tmp_path / "s", [0.3, 0.5, 0.5]))])
-    assert math.isnan(row_of(comparison, "sGPO (paper)").ratio["total_flops"].middle)
+    assert math.isnan(row_of(comparison, "sGPO (paper)").held.ratio["total_flops"].middle)
     assert comparison.finding.endswith("so there is nothing to reach: the baseline did not learn.")
 
 
@@ -122,14 +221,16 @@ def test_seeds_are_matched_and_give_median_and_range(tmp_path):
     runs += [load(sgpo_run(tmp_path / f"s{seed}", [0.2, 0.3, 0.5, 0.5], seed=seed)) for seed in (1, 2)]
     row = row_of(report.compare(runs), "sGPO (paper)")
     low, high = 27120 / 7000, 36160 / 7000
-    assert row.ratio["total_flops"] == Spread(pytest.approx((low + high) / 2), pytest.approx(low), pytest.approx(high))
+    assert row.held.ratio["total_flops"] == Spread(
+        pytest.approx((low + high) / 2), pytest.approx(low), pytest.approx(high)
+    )
 
 
 def test_without_a_matching_seed_the_median_baseline_is_used(tmp_path):
     curves = [STEADY, [0.2, 0.3, 0.3, 0.4, 0.6, 0.6, 0.6], [0.2, 0.3, 0.7, 0.7, 0.7]]  # 0.5 at 3, 0.6 at 4, 0.7 at 2
     runs = [load(stock_run(tmp_path / f"g{i}", curve, seed=i)) for i, curve in enumerate(curves)]
     runs.append(load(sgpo_run(tmp_path / "s", [0.2, 0.5, 0.6, 0.6], seed=9)))
-    (outcome,) = row_of(report.compare(runs), "sGPO (paper)").outcomes
+    (outcome,) = row_of(report.compare(runs), "sGPO (paper)").held.outcomes
     assert outcome.target == 0.6
     assert outcome.baseline_cost["total_flops"] == 27120  # median of 3, 4 and 2 steps
     assert outcome.reach.step == 2
@@ -172,7 +273,7 @@ def test_a_log_cut_by_a_resume_stays_out_of_ratios(tmp_path):
     comparison = report.compare(runs)
     assert comparison.target.middle == 0.5
     assert comparison.notes == (f"{cut}: log starts at step 5: the cost before it is missing",)
-    assert row_of(comparison, "GRPO").compared == 1
+    assert row_of(comparison, "GRPO").held.compared == 1
 
 
 def test_only_a_cut_baseline_means_no_target(tmp_path):

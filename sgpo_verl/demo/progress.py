@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-STEP, REWARD, ACCURACY = "step", "critic/rewards/mean", "val-core/sgpo_demo/double/acc/mean@"
+STEP, REWARD, ACCURACY = "step", "critic/rewards/mean", "val-core/"
 
 
 def last_line(log: Path, starts: tuple[str, ...], otherwise: str) -> str:
@@ -20,7 +20,7 @@ def last_lines(log: Path, count: int) -> list[str]:
     return _tail(log).splitlines()[-count:]
 
 
-def training(metrics: Path, steps: int) -> str:
+def training(metrics: Path, steps: int | None) -> str:
     """Step, latest training reward and validation accuracy, from verl's file log; the last line may be half written."""
     seen: dict[str, float] = {}
     for line in _text(metrics).splitlines():
@@ -32,12 +32,12 @@ def training(metrics: Path, steps: int) -> str:
         for key, value in row["data"].items():
             if key == REWARD:
                 seen[REWARD] = value
-            elif key.startswith(ACCURACY):
+            elif key.startswith(ACCURACY) and "/mean@" in key:
                 seen[ACCURACY] = value
                 seen.setdefault("first", value)
     if STEP not in seen:
         return "starting Ray and vLLM (about a minute)"
-    parts = [f"step {seen[STEP]:.0f}/{steps}"]
+    parts = [f"step {seen[STEP]:.0f}" + (f"/{steps}" if steps else "")]
     if REWARD in seen:
         parts.append(f"reward {seen[REWARD]:.2f}")
     if ACCURACY in seen:

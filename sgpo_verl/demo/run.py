@@ -6,21 +6,19 @@ A stage is finished when its marker in done/ holds the key of its command, its s
 its outputs are there. Anything else, a half-written output included, is removed and made again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sgpo_verl import provenance
 from sgpo_verl.demo import progress
 from sgpo_verl.demo.child import run_child
+from sgpo_verl.demo.guard import ends_on_sigterm
+from sgpo_verl.demo.guard import only_one as _only_one
 from sgpo_verl.demo.screen import Screen
 from sgpo_verl.demo.stages import CHILD_ENVIRONMENT, Stage, log_of, stages
 from sgpo_verl.errors import SgpoError
@@ -43,7 +41,7 @@ def main(directory: Path, seed: int = 0, fresh: bool = False) -> None:
     except OSError as error:
         raise SgpoError(f"--dir {directory}: cannot be written to ({error.strerror}); name another folder") from None
     screen = Screen(len(todo))
-    with _only_one(directory), _ends_on_sigterm():
+    with _only_one(directory), ends_on_sigterm():
         try:
             _run_all(todo, directory, fresh, screen)
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -114,29 +112,3 @@ def _remove(outputs: tuple[Path, ...]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Raises SgpoError if another demo is running in this directory."""
-    with (directory / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SgpoError(f"{directory}: another demo is running there; use another --dir") from None
-        yield
-
-
-@contextmanager
-def _ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as an exception would, so that the child is stopped on the way out."""
-
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

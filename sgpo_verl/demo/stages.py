@@ -90,7 +90,7 @@ def _base(directory: Path, seed: int) -> Stage:
         command=(sys.executable, "-m", "sgpo_verl.demo.base", str(directory), "--seed", str(seed)),
         outputs=(directory / "base", directory / "data"),
         progress=lambda: progress.last_line(log_of(directory, "base"), ("step", "right"), "loading torch"),
-        sources=(PACKAGE / "demo" / "base.py", PACKAGE / "demo" / "task.py"),
+        sources=tuple(PACKAGE / "demo" / f"{name}.py" for name in ("base", "task", "pool", "tasks")),
     )
 
 
@@ -148,7 +148,7 @@ def _write_facts(run: Path, label: str, seed: int, base: Path) -> None:
     run.mkdir(parents=True)
     facts = {
         "label": label,
-        "commit": _commit(),
+        "commit": commit(),
         "versions": provenance.installed_versions(),
         "seed": seed,
         "model_shape": cost.shape_from_path(base).to_dict(),
@@ -156,7 +156,7 @@ def _write_facts(run: Path, label: str, seed: int, base: Path) -> None:
     (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit; "" where there is no git or no checkout."""
     try:
         answer = subprocess.run(["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True)

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sgpo_verl.report import units
 from sgpo_verl.report.comparison import Comparison
-from sgpo_verl.report.headline import evaluations
+from sgpo_verl.report.headline import Rule, evaluations
 from sgpo_verl.report.palette import BAND, GRID, INK, MARKERS, MUTED, PAGE, SERIES, themed
 from sgpo_verl.report.runs import Run
 
@@ -28,6 +29,9 @@ COST_AXES = {
     ),
     "total_seconds": ("wall-clock time ({})", units.TIME_UNITS),
 }
+
+
+MOST_NAMES = 4  # curves that are named where they end; more of them are named beside the axes
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,19 @@ def accuracy_picture(comparison: Comparison, measure: str) -> Picture | None:
     for label, lines in curves.items():
         scaled = [(x / size, y) for x, y in lines]
         ends[label] = _draw(axes, scaled, *_look(comparison, label), markers=True)
-    axes.set_xlim(0, largest / size * 1.22)
+    beside = len(ends) > MOST_NAMES
+    axes.set_xlim(0, largest / size * (1.03 if beside else 1.22))
     if comparison.baseline:
-        axes.axhline(comparison.target.middle, color=MUTED[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        text = f"target {comparison.target.middle:.3f}"
-        axes.annotate(text, (0.006, comparison.target.middle), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", color=MUTED[0], fontsize=9)  # fmt: skip
-    _label_ends(axes, ends, comparison)
+        target = comparison.target.middle if comparison.rule is Rule.HELD else comparison.smoothed_target
+        axes.axhline(target, color=MUTED[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        text = f"target {target:.3f}"
+        side = {"ha": "right" if beside else "left"}
+        axes.annotate(text, (0.994 if beside else 0.006, target), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", color=MUTED[0], fontsize=9, **side)  # fmt: skip
+    if beside:
+        _legend(axes, ends, comparison)
+    else:
+        _label_ends(axes, ends, comparison)
     word = {"total_flops": "compute", "total_rollouts": "rollouts", "total_seconds": "wall-clock time"}[measure]
     caption = f"Higher and further left is better. A curve begins where its profile was paid for.{_seeds(comparison)}"
     return _picture(f"accuracy_{measure.removeprefix('total_')}", f"Accuracy against {word}", caption, figure)
@@ -154,12 +164,12 @@ def _axes(xlabel: str, ylabel: str):
 def _draw(
     axes, lines: list[tuple[pd.Series, pd.Series]], colour: str, marker: str, markers: bool
 ) -> tuple[float, float]:
-    """One method: its seeds as thin lines, their median as a thick one. Returns the thick line's end (x, y)."""
-    if len(lines) > 1:
-        for x, y in lines:
-            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35, zorder=2)
+    """One method: the median of its seeds as a line, their range as a band. Returns the line's end (x, y)."""
     x = pd.concat([x for x, _ in lines], axis=1, join="inner").median(axis=1)
-    y = pd.concat([y for _, y in lines], axis=1, join="inner").median(axis=1)
+    seeds = pd.concat([y for _, y in lines], axis=1, join="inner")
+    y = seeds.median(axis=1)
+    if len(lines) > 1:
+        axes.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.13, linewidth=0, zorder=2)
     dots = {"marker": marker, "markersize": 4.5} if markers else {}
     axes.plot(x, y, color=colour, linewidth=2.2, zorder=3, **dots)
     return (float(x.iloc[-1]), float(y.iloc[-1])) if len(x) else (np.nan, np.nan)
@@ -197,6 +207,17 @@ def _label_ends(axes, ends: dict[str, tuple[float, float]], comparison: Comparis
         axes.annotate(label, (x, low + height * (high - low)), **place, **style)
 
 
+def _legend(axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
+    """Names right of the axes, the highest end first: beside so many curves they would hide each other."""
+    order = sorted((label for label in ends if not np.isnan(ends[label][1])), key=lambda label: -ends[label][1])
+    looks = [_look(comparison, label) for label in order]
+    handles = [Line2D([], [], color=c, marker=m, markersize=4.5, linewidth=2.2) for c, m in looks]
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 10}
+    legend = axes.legend(handles, order, labelspacing=0.9, **place)
+    for text, (colour, _) in zip(legend.get_texts(), looks, strict=True):
+        text.set(color=colour, fontweight="bold", parse_math=False)
+
+
 def _apart(heights: np.ndarray, starts: np.ndarray, gap: float = 0.06, width: float = 0.2) -> np.ndarray:
     """Heights (ascending, shares of the axes) moved until labels less than ``width`` apart in x are ``gap`` apart."""
     for _ in range(100):
@@ -221,7 +242,7 @@ def _shade_phases(axes, phase: pd.Series) -> None:
 
 def _seeds(comparison: Comparison) -> str:
     several = any(len(runs) > 1 for runs in _by_label(comparison).values())
-    return " Thin lines: seeds; thick: their median." if several else ""
+    return " Lines: the median over seeds; shaded: their range." if several else ""
 
 
 def _picture(name: str, title: str, caption: str, figure: Figure) -> Picture:

@@ -1,13 +1,21 @@
-"""Compute to target: what each method spent to get where stock GRPO ends, against what GRPO itself spent.
+"""Compute to target: what each method spent to get where the baseline ends, against what the baseline itself spent.
 
-The target is the accuracy that the baseline ends with at its full budget. A run reaches it at the first evaluation at
-or above it whose next evaluation holds it; nothing is interpolated, so a cost is one that was really paid. The ratio
-is baseline cost / method cost: above 1 the method was cheaper.
+There are two rules, each the same for all methods, the baseline included:
+
+HELD      The target is the accuracy that the baseline of the same seed ends with at its full budget. It is reached at the
+          first evaluation at or above it whose next evaluation holds it.
+SMOOTHED  The target is the mean of that over all seeds of the baseline. A run's curve is replaced by the mean of each
+          evaluation and its two neighbours, and reaches the target at its first point at or above it. A baseline
+          that does not get there within its full budget is counted with that budget: it would have taken more.
+
+The second stands where a baseline's validations swing around their end, so that it does not hold what it ends with. Nothing
+is interpolated: a cost is one that was really paid. The ratio is baseline cost / method cost: above 1 the method was cheaper.
 """
 
 import math
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -17,8 +25,16 @@ from sgpo_verl.report.runs import BASELINE, Run
 
 MEASURES = ("total_flops", "total_trained_tokens", "total_rollouts", "total_seconds")
 CORE_METRIC = re.compile(r"val-core/(?P<source>.+)/(acc|reward)/mean@\d+")
+WINDOW = 3  # evaluations: how many a run's end, and a point of a smoothed curve, is the mean of
 # Means of equal accuracies differ in the last bit.
 TOLERANCE = 1e-9
+
+
+class Rule(Enum):
+    """How a target is set and reached: see above."""
+
+    HELD = "held"
+    SMOOTHED = "smoothed"
 
 
 @dataclass(frozen=True)
@@ -42,15 +58,16 @@ class Reach:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One run against the baseline: its target, the baseline's cost to it by measure (infinite where the baseline
+    """One run against the baseline: its target, the baseline's cost to it by measure (HELD: infinite where the baseline
     does not hold its own target), where the run reached it (None: never), and baseline cost / run cost by measure
-    (0: not reached; NaN: a side is unknown)."""
+    (0: not reached; NaN: a side is unknown). budget_counted: SMOOTHED, and the baseline's full budget stands for its cost."""
 
     run: Run
     target: float
     baseline_cost: dict[str, float]
     reach: Reach | None
     ratio: dict[str, float]
+    budget_counted: bool = False
 
 
 def evaluations(run: Run, metric: str | None = None) -> pd.DataFrame:
@@ -84,37 +101,46 @@ def final_accuracy(evals: pd.DataFrame) -> float:
     """Where a run ends: the mean of its last 3 evaluations after step 0, to damp their noise, or its last evaluation
     if there are fewer than 3."""
     trained = evals["accuracy"][evals.index > 0]
-    return float(trained.iloc[-3:].mean()) if len(trained) >= 3 else float(evals["accuracy"].iloc[-1])
+    return float(trained.iloc[-WINDOW:].mean()) if len(trained) >= WINDOW else float(evals["accuracy"].iloc[-1])
 
 
-def first_reach(evals: pd.DataFrame, target: float) -> Reach | None:
-    """The first evaluation at or above ``target`` that the next one holds; the last one needs no next."""
-    above = (evals["accuracy"] >= target - TOLERANCE).tolist()
+def smoothed(evals: pd.DataFrame) -> pd.DataFrame:
+    """The same evaluations, each accuracy the mean of itself and its two neighbours; of one where it has only one."""
+    mean = evals["accuracy"].rolling(WINDOW, center=True, min_periods=1).mean()
+    return evals.assign(accuracy=mean)
+
+
+def first_reach(evals: pd.DataFrame, target: float, rule: Rule = Rule.HELD) -> Reach | None:
+    """The first evaluation at or above ``target``. HELD: that the next one holds; the last one needs no next. SMOOTHED: of
+    the smoothed curve, whose last point is the mean of two only."""
+    curve = smoothed(evals) if rule is Rule.SMOOTHED else evals
+    above = (curve["accuracy"] >= target - TOLERANCE).tolist()
     for i, reached in enumerate(above):
         at_end = i + 1 == len(above)
-        if reached and (at_end or above[i + 1]):
+        if reached and (at_end or rule is Rule.SMOOTHED or above[i + 1]):
             cost = {measure: float(evals[measure].iloc[i]) for measure in MEASURES}
             return Reach(step=int(evals.index[i]), cost=cost, at_end=at_end)
     return None
 
 
-def outcome(run: Run, baselines: list[Run], metric: str | None = None) -> Outcome:
-    """``run`` against the baselines with its seed, or against the median of all where none has it.
-
-    Each baseline's cost is its cost to its own final accuracy; ``target`` and ``baseline_cost`` are medians over them.
-    """
+def outcome(run: Run, baselines: list[Run], metric: str | None = None, rule: Rule = Rule.HELD) -> Outcome:
+    """``run`` against the baselines with its seed, or against the median of all where none has it."""
     peers = [b for b in baselines if b.seed is not None and b.seed == run.seed] or baselines
-    targets, costs = [], []
-    for peer in peers:
+    ends = [final_accuracy(evaluations(b, metric)) for b in (peers if rule is Rule.HELD else baselines)]
+    target = float(np.median(ends) if rule is Rule.HELD else np.mean(ends))
+    costs, budget_counted = [], False
+    for i, peer in enumerate(peers):
         evals = evaluations(peer, metric)
-        targets.append(final_accuracy(evals))
-        reached = first_reach(evals, targets[-1])
-        costs.append(reached.cost if reached else dict.fromkeys(MEASURES, math.inf))
-    target = float(np.median(targets))
+        reached = first_reach(evals, ends[i] if rule is Rule.HELD else target, rule)
+        if reached is None and rule is Rule.SMOOTHED:
+            budget_counted = True
+            costs.append({measure: float(peer.table[measure].max()) for measure in MEASURES})
+        else:
+            costs.append(reached.cost if reached else dict.fromkeys(MEASURES, math.inf))
     baseline_cost = {measure: float(np.median([cost[measure] for cost in costs])) for measure in MEASURES}
-    reach = first_reach(evaluations(run, metric), target)
+    reach = first_reach(evaluations(run, metric), target, rule)
     ratio = {measure: _ratio(baseline_cost[measure], reach, measure) for measure in MEASURES}
-    return Outcome(run, target, baseline_cost, reach, ratio)
+    return Outcome(run, target, baseline_cost, reach, ratio, budget_counted)
 
 
 def _ratio(baseline_cost: float, reach: Reach | None, measure: str) -> float:
@@ -141,9 +167,13 @@ def median_ratio(ratios: list[float]) -> Spread | None:
 
 
 def accuracy_at(evals: pd.DataFrame, budget: float) -> float:
-    """Accuracy at the last evaluation with total FLOPs at or below ``budget``; NaN if there is none."""
+    """Accuracy at the last evaluation with total FLOPs at or below ``budget``. Where a profile alone costs more, that of the
+    untrained model, which is what the budget would have bought; NaN if nothing is known."""
     within = evals["accuracy"][evals["total_flops"] <= budget]
-    return float(within.iloc[-1]) if len(within) else math.nan
+    if len(within):
+        return float(within.iloc[-1])
+    untrained = evals.index[0] == 0 and not math.isnan(budget) and evals["total_flops"].notna().any()
+    return float(evals["accuracy"].iloc[0]) if untrained else math.nan
 
 
 def common_budget(runs: list[Run]) -> float:
@@ -152,9 +182,10 @@ def common_budget(runs: list[Run]) -> float:
     return float(min(largest)) if largest else math.nan
 
 
-def baseline_runs(runs: list[Run]) -> list[Run]:
-    """The stock GRPO runs that others are held against: of several labels, the first given; incomplete logs are out."""
-    complete = [run for run in runs if run.kind == BASELINE and not run.gap]
+def baseline_runs(runs: list[Run], label: str | None = None) -> list[Run]:
+    """The runs that others are held against: those of ``label``, or without one the stock GRPO runs, of several labels the
+    first given. Incomplete logs are out."""
+    complete = [run for run in runs if not run.gap and (run.kind == BASELINE if label is None else run.label == label)]
     return [run for run in complete if run.label == complete[0].label]
 
 

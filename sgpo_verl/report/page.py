@@ -10,15 +10,21 @@ from pathlib import Path
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.report import units, wording
 from sgpo_verl.report.comparison import Comparison, compare
-from sgpo_verl.report.headline import MEASURES
+from sgpo_verl.report.headline import MEASURES, Rule
 from sgpo_verl.report.methodrow import MethodRow
 from sgpo_verl.report.runs import Run
 
 
-def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> list[Path]:
+def write(
+    runs: list[Run],
+    out_html: str | Path,
+    metric: str | None = None,
+    baseline: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> list[Path]:
     """Writes the page, and a PNG of each figure into ``<stem>_files/`` beside it; returns what was written, page first.
 
-    metric: see ``headline.evaluations``. Files appear whole or not at all. Raises SgpoError for runs that cannot be
+    metric, baseline, notes: see ``compare``. Files appear whole or not at all. Raises SgpoError for runs that cannot be
     compared and for a place that cannot be written to.
     """
     from sgpo_verl.report.figures import pictures
@@ -26,7 +32,7 @@ def write(runs: list[Run], out_html: str | Path, metric: str | None = None) -> l
     out_html = Path(out_html)
     if not out_html.name or (os.path.exists(out_html) and not os.path.isfile(out_html)):
         raise SgpoError(f"-o {out_html}: is a folder or a device - name a file, such as report.html")
-    comparison = compare(runs, metric)
+    comparison = compare(runs, metric, baseline, notes)
     drawn = pictures(comparison)
     files = {out_html: render(comparison, drawn).encode(errors="replace")}
     folder = out_html.with_name(f"{out_html.stem}_files")
@@ -64,7 +70,8 @@ def render(comparison: Comparison, drawn: list) -> str:
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         pictures=drawn,
-        headline=[_headline_cells(row) for row in comparison.rows],
+        held=[_headline_cells(row) for row in comparison.rows],
+        smoothed=[_way_cells(row, Rule.SMOOTHED) for row in comparison.rows],
         totals=[_total_cells(row) for row in comparison.rows],
         runs=[_run_cells(run) for run in comparison.runs],
         budget=units.flops(comparison.budget),
@@ -74,12 +81,18 @@ def render(comparison: Comparison, drawn: list) -> str:
     )
 
 
-def _headline_cells(row: MethodRow) -> dict:
+def _way_cells(row: MethodRow, rule: Rule) -> dict:
     """Each cell: what is shown large, then small lines."""
-    costs = [(*wording.ratio_text(row, measure), wording.sides_text(row, measure)) for measure in MEASURES]
+    way = row.by(rule)
+    costs = [(*wording.ratio_text(way, measure), wording.sides_text(way, measure)) for measure in MEASURES]
+    return {"label": (row.label, wording.reached_text(way)), "cells": costs}
+
+
+def _headline_cells(row: MethodRow) -> dict:
+    cells = _way_cells(row, Rule.HELD)
     accuracies = [wording.accuracy_text(row.equal_flops), wording.accuracy_text(row.final)]
-    cells = [*costs, *accuracies, wording.range_text(row.frac_mixed, units.share)]
-    return {"label": (row.label, wording.reached_text(row)), "cells": cells}
+    cells["cells"] += [*accuracies, wording.range_text(row.frac_mixed, units.share)]
+    return cells
 
 
 def _total_cells(row: MethodRow) -> dict:

@@ -10,8 +10,10 @@ SERIES = (
     ("#b0578d", "#ea9fca"),
     ("#a97a00", "#f2c14e"),
     ("#5b4db1", "#a99cf5"),
+    ("#7c4a21", "#c9a27a"),
+    ("#0a8ea0", "#6fd8e6"),
 )
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*h"
 INK, MUTED, GRID, BAND = ("#1f2329", "#e6e8eb"), ("#60676f", "#9aa3ad"), ("#e3e5e8", "#30363d"), ("#f1f3f5", "#20262d")
 PAGE = ("#fefefe", "#14181d")
 VARIABLES = {"page": PAGE, "ink": INK, "muted": MUTED, "grid": GRID, "band": BAND} | {

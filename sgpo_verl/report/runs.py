@@ -7,6 +7,7 @@ A run directory holds verl's file log (see ``runlog.py``), Hydra's ``.hydra/conf
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class Run:
       including that step, profile included; step_seconds and total_seconds leave validation out, as verl's timer does.
     profile: what the profile cost, by total_... column; empty for stock runs.
     gap: why the log does not show the whole run, or "". remarks: other things that a reader should know.
+    estimated: share of the generated tokens that is an estimate. row_tokens: mean length of a trained row, NaN if unknown.
     """
 
     path: Path
@@ -76,6 +78,8 @@ class Run:
     profile: dict[str, float]
     gap: str
     remarks: tuple[str, ...]
+    estimated: float = 0.0
+    row_tokens: float = math.nan
 
 
 def load_run(path: str | Path) -> Run:
@@ -110,7 +114,17 @@ def load_run(path: str | Path) -> Run:
         profile=profile,
         gap=gap,
         remarks=tuple(remarks),
+        estimated=_share(table, "estimated_tokens", "generated_tokens"),
+        row_tokens=_share(table, "trained_tokens", "trained_rollouts"),
     )
+
+
+def _share(table: pd.DataFrame, part: str, whole: str) -> float:
+    """Sum / sum; 0 where the part is not a column, NaN where the whole is nothing."""
+    if part not in table:
+        return 0.0
+    total = float(table[whole].sum())
+    return float(table[part].sum()) / total if total > 0 else math.nan
 
 
 class RunConfig:

@@ -19,6 +19,7 @@ from sgpo_verl.report.runlog import read_json_lines, training_rows
 FILTERED = "training/filter_groups/evicted_samples"
 SURPLUS = "training/filter_groups/discarded_surplus_samples"
 STALE = "training/off_policy/evicted_samples"
+FAILED = "training/rollout_failure/evicted_samples"
 NEEDED = ("prompt_length/mean", "response_length/mean", "perf/total_num_tokens", "timing_s/step")
 
 
@@ -40,17 +41,19 @@ class StockSettings:
 
 def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, source: Path) -> pd.DataFrame:
     """Per step: rollouts, trained_rollouts, generated_tokens, trained_tokens, generate_flops, train_flops,
-    group_size, frac_mixed, step_seconds (columns of ``Run.table``); zeros in rows that only validated.
+    group_size, frac_mixed, step_seconds (columns of ``Run.table``), and estimated_tokens; zeros in rows that only validated.
 
-    Groups that dynamic sampling, or an async trainer's staleness rule, threw away count as generated, at the mean
-    lengths of those kept: verl logs no others. ``perf/total_num_tokens`` is prompt and response of all rows that were
-    trained on, padding rows included. Raises SgpoError naming ``source`` and the metric that the log lacks.
+    Groups that dynamic sampling threw away, filtered or left over, and those that an async trainer's staleness rule or a
+    failure did, count as generated, at the mean lengths of those kept: verl logs their number and nothing else of them
+    (estimated_tokens). It waits for what it has begun before a step ends, so no group goes uncounted.
+    ``perf/total_num_tokens`` is prompt and response of all rows that were trained on, padding rows included.
+    Raises SgpoError naming ``source`` and the metric that the log lacks.
     """
     for key in NEEDED:
         if key not in log:
             raise SgpoError(f"{source}: the log has no {key} - it is not one of verl's V1 trainer, cost unknown")
     trained = training_rows(log)
-    discarded = sum(_column(log, key) for key in (FILTERED, SURPLUS, STALE))
+    discarded = sum(_column(log, key) for key in (FILTERED, SURPLUS, STALE, FAILED))
     groups = (settings.groups + discarded) * trained
     rollouts = groups * settings.group_size
     table = pd.DataFrame(
@@ -59,6 +62,9 @@ def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, s
             "trained_rollouts": settings.groups * settings.group_size * trained,
             "prompt_tokens": _column(log, NEEDED[0]) * groups,
             "generated_tokens": _column(log, NEEDED[0]) * groups + _column(log, NEEDED[1]) * rollouts,
+            "estimated_tokens": discarded
+            * trained
+            * (_column(log, NEEDED[0]) + _column(log, NEEDED[1]) * settings.group_size),
             "trained_tokens": _column(log, NEEDED[2]),
             "group_size": np.where(trained, float(settings.group_size), np.nan),
             "frac_mixed": _mixed_after_filtering(log, settings).where(trained),
