@@ -1,6 +1,5 @@
 """A plan for people: a table in the terminal, a picture in a file."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sgpo_verl.forecast import Forecast, chooses_on_the_way, forecast
 from sgpo_verl.methods.paper import Class
 from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
+from sgpo_verl.views import check_picture, new_table, save_picture
 
 COLOURS = {
     Class.TRIVIAL: "#9aa5b1",
@@ -65,15 +65,8 @@ def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
         console.print("FLOPs need the model: add actor_rollout_ref.model.path=<local folder>", style="yellow")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
 def _classes(made: ProfiledPlan) -> Table:
-    table = _table("prompts", "class", "prompts", "share", "what happens")
+    table = new_table("prompts", "class", "prompts", "share", "what happens")
     drawn = made.plan.phases[0].unsolved
     settings = made.plan.settings.filter
     happens = {
@@ -101,7 +94,7 @@ def pass_rate_bins(made: ProfiledPlan) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _histogram(made: ProfiledPlan) -> Table:
-    table = _table("pass rates", "rate", "prompts", "")
+    table = new_table("pass rates", "rate", "prompts", "")
     table.columns[-1].justify = "left"
     edges, counts = pass_rate_bins(made)
     longest = counts.sum(axis=0).max()
@@ -113,7 +106,7 @@ def _histogram(made: ProfiledPlan) -> Table:
 
 
 def _phases(plan: Plan) -> Table:
-    table = _table("phases", "group size", "learnable", "unsolved", "steps", "rollouts per step", "prompts per step")
+    table = new_table("phases", "group size", "learnable", "unsolved", "steps", "rollouts per step", "prompts per step")
     for phase, steps, rollouts in zip(plan.phases, plan.steps, plan.rollouts, strict=True):
         row = (phase.group_size, phase.learnable, phase.unsolved, steps, rollouts, rollouts // phase.group_size)
         table.add_row(*map(str, row))
@@ -123,7 +116,7 @@ def _phases(plan: Plan) -> Table:
 def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
     stock, ours = forecast(made, shape)
     assert ours is not None  # it is not shown for such a plan
-    table = _table("forecast", "", "stock GRPO", _name(made.plan), "ratio")
+    table = new_table("forecast", "", "stock GRPO", _name(made.plan), "ratio")
     rows: list[tuple[str, str]] = [("training steps", "steps"), ("rollouts, profile included", "rollouts")]
     lengths = made.profile.has_lengths
     if lengths:
@@ -150,12 +143,7 @@ def draw(made: ProfiledPlan, shape: ModelShape | None, path: Path) -> None:
     """The histogram of pass rates by class, the phases, and the forecast, as one PNG. Raises SgpoError for a bad path."""
     from matplotlib.figure import Figure
 
-    try:
-        fits = path.suffix == ".png" and not path.is_dir() and path.parent.is_dir()
-    except OSError:  # a name too long to look for, before Python 3.12
-        fits = False
-    if not fits:
-        raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
+    check_picture(path)
     if chooses_on_the_way(made.plan.settings):
         raise SgpoError(f"--plot {path}: {made.plan.settings.method} {ON_THE_WAY}")
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -165,15 +153,7 @@ def draw(made: ProfiledPlan, shape: ModelShape | None, path: Path) -> None:
     _draw_forecast(cost, _name(made.plan), *forecast(made, shape))
     for axes in (rates, phases, cost):
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            figure.savefig(temporary, dpi=150, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SgpoError(f"--plot {path}: cannot be written ({error.strerror}); name another file") from None
+    save_picture(figure, path)
 
 
 def _draw_rates(axes, made: ProfiledPlan) -> None:

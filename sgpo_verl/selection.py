@@ -38,13 +38,19 @@ class Sampled:
 
 def outcomes_of(sampled: Sampled) -> list[Outcome]:
     """One outcome per group, in the order of their first rollouts."""
-    outcomes = []
-    for rows_G in _groups(sampled.group_N):
-        rewards_G = sampled.rewards_N[rows_G]
-        wins, mean = int(sampled.successes_N[rows_G].sum()), float(rewards_G.mean())
-        tokens, equal = float(sampled.tokens_N[rows_G].mean()), bool((rewards_G == rewards_G[0]).all())
-        outcomes.append(Outcome(int(sampled.prompt_N[rows_G[0]]), len(rows_G), wins, mean, tokens, equal))
-    return outcomes
+    if not len(sampled.group_N):
+        return []
+    member_N = advantage.numbered(sampled.group_N)
+    order_N = np.argsort(member_N, kind="stable")
+    start_G = np.flatnonzero(np.diff(member_N[order_N], prepend=-1))
+    size_G = np.diff(start_G, append=len(order_N))
+    wins_G = np.add.reduceat(sampled.successes_N[order_N], start_G)
+    mean_G = np.add.reduceat(sampled.rewards_N[order_N], start_G) / size_G
+    tokens_G = np.add.reduceat(sampled.tokens_N[order_N], start_G) / size_G
+    rewards_N = sampled.rewards_N[order_N]
+    equal_G = np.maximum.reduceat(rewards_N, start_G) == np.minimum.reduceat(rewards_N, start_G)
+    columns = (sampled.prompt_N[order_N[start_G]], size_G, wins_G, mean_G, tokens_G, equal_G)
+    return [Outcome(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _groups(group_N: np.ndarray) -> list[np.ndarray]:

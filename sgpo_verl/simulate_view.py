@@ -1,7 +1,6 @@
 """A simulation for people: two tables in the terminal, accuracy against FLOPs in a picture."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from sgpo_verl.report.headline import Spread, final_accuracy, first_reach, media
 from sgpo_verl.report.palette import GRID, INK, MUTED, SERIES
 from sgpo_verl.report.wording import range_text
 from sgpo_verl.simulate import Course
+from sgpo_verl.views import check_picture, new_table, save_picture
 
 DISCLAIMER = "This is a model of learning, not a training run: it ranks ideas, it promises nothing."
 PROMPTS, SEEDS = 2048, 3
@@ -65,7 +65,7 @@ def run(
     if profile is not None and prompts is not None:
         raise SgpoError(f"--prompts {prompts}: a profile has its own prompts; use one of --prompts and --profile")
     if plot is not None:
-        _check_place(plot)
+        check_picture(plot)
     loaded = load_profile(profile) if profile is not None else None
     count = len(loaded) if loaded is not None else prompts or PROMPTS
     field = contenders(arguments, compare, steps)
@@ -142,13 +142,6 @@ def show(rows: Sequence[Row], pool: str, shape: ModelShape) -> None:
     console.print(DISCLAIMER)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
 def _cell(row: Row, of: Callable[[Course], float], show_value: Callable[[float], str]) -> str:
     return _text(spread([of(course) for course in row.courses]), show_value)
 
@@ -163,7 +156,7 @@ def _text(value: Spread, show_value: Callable[[float], str]) -> str:
 
 
 def _sampled(rows: Sequence[Row]) -> Table:
-    table = _table(
+    table = new_table(
         "what was sampled",
         *(
             "method",
@@ -189,7 +182,7 @@ def _sampled(rows: Sequence[Row]) -> Table:
 
 
 def _came_to(rows: Sequence[Row]) -> Table:
-    table = _table(
+    table = new_table(
         "what it came to",
         *("method", "pass rate at the end", "FLOPs", "to GRPO's end: GRPO / method", "ratio", "seeds"),
     )
@@ -206,20 +199,11 @@ def _ratio(row: Row) -> tuple[str, str]:
     return ratio, f"{row.reached} of {len(row.courses)}"
 
 
-def _check_place(path: Path) -> None:
-    try:
-        fits = path.suffix == ".png" and not path.is_dir() and path.parent.is_dir()
-    except OSError:  # a name too long to look for, before Python 3.12
-        fits = False
-    if not fits:
-        raise SgpoError(f"--plot {path}: must be a .png file in a folder that exists")
-
-
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against FLOPs: the median over seeds, their range shaded. Raises SgpoError for a bad path."""
     from matplotlib.figure import Figure
 
-    _check_place(path)
+    check_picture(path)
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.add_subplot()
     largest = max(course.flops for row in rows for course in row.courses)
@@ -248,12 +232,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.spines["bottom"].set_color(MUTED[0])
     for text in figure.legend(loc="outside right upper", frameon=False, fontsize=9).get_texts():
         text.set_parse_math(False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            figure.savefig(temporary, dpi=150, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SgpoError(f"--plot {path}: cannot be written ({error.strerror}); name another file") from None
+    save_picture(figure, path)
