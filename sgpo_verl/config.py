@@ -1,7 +1,7 @@
 """Settings under ``sgpo:``. This file is their only definition: names, types, defaults, bounds, meaning.
 
 The defaults are the papers' where they give a value. Unknown keys and bad values are refused by name. A method is a
-choice of parts (``PARTS``), each of which may be set on its own: an ablation is a list of overrides.
+choice of parts (``parts.py``), each of which may be set on its own: an ablation is a list of overrides.
 """
 
 import difflib
@@ -12,33 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.parts import filled, misfits
 
 Prune = Literal[True, False, "force"]
-
-# What each method is made of; a part that is given, and not null, stands.
-PARTS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "filter": "profile",
-        "allocation": "profile",
-        "curriculum": "phases",
-        "advantage": "grpo",
-        "prune": False,
-    },
-    "prune": {"filter": "none", "allocation": "uniform", "curriculum": "shuffle", "advantage": "grpo", "prune": True},
-    "greso": {"filter": "mixed", "allocation": "uniform", "curriculum": "greso", "advantage": "grpo", "prune": False},
-    "aero": {"filter": "none", "allocation": "rescue", "curriculum": "shuffle", "advantage": "aero", "prune": False},
-    "bayes": {
-        "filter": "none",
-        "allocation": "posterior",
-        "curriculum": "posterior",
-        "advantage": "grpo",
-        "prune": True,
-    },
-}
-SWITCH = {
-    "filter": "by",
-    "curriculum": "order",
-}  # parts with settings of their own; sgpo.filter=none sets sgpo.filter.by
 
 
 class _Node(BaseModel):
@@ -275,23 +251,11 @@ class Settings(_Node):
     @model_validator(mode="before")
     @classmethod
     def _parts_of_the_method(cls, node: Any) -> Any:
-        """Fill in the parts that are not given; a text in place of a group of settings is its switch."""
-        if not isinstance(node, Mapping):
-            return node
-        filled = dict(node)
-        for part, own in PARTS.get(str(filled.get("method", "paper")), {}).items():
-            given = filled.get(part)
-            if part not in SWITCH:
-                filled[part] = own if given is None else given
-            elif given is None or isinstance(given, str):
-                filled[part] = {SWITCH[part]: given or own}
-            elif isinstance(given, Mapping) and given.get(SWITCH[part]) is None:
-                filled[part] = {**given, SWITCH[part]: own}
-        return filled
+        return filled(node) if isinstance(node, Mapping) else node
 
     @model_validator(mode="after")
     def _parts_fit(self):
-        for wrong, reason in _misfits(self):
+        for wrong, reason in misfits(self):
             if wrong:
                 raise ValueError(reason)
         return self
@@ -305,54 +269,6 @@ class Settings(_Node):
         if self.batch.rollouts is not None and self.batch.unit != "rollouts":
             raise ValueError("batch.rollouts is only read with batch.unit=rollouts")
         return self
-
-
-def _misfits(settings: Settings) -> list[tuple[bool, str]]:
-    """Combinations of parts that make no sense, and why."""
-    by, order = settings.filter.by, settings.curriculum.order
-    allocation, advantage = settings.allocation, settings.advantage
-    return [
-        (
-            allocation == "posterior" and order != "posterior",
-            f"allocation=posterior chooses prompts as it gives them rollouts: it needs curriculum=posterior, not {order}",
-        ),
-        (
-            by == "mixed" and allocation != "uniform",
-            f"filter=mixed fills a step up group by group, all of one size: it needs allocation=uniform, not {allocation}",
-        ),
-        (
-            by == "mixed" and order == "phases",
-            "filter=mixed draws until a step is full, phases count what they draw: use curriculum=shuffle or greso",
-        ),
-        (
-            by == "mixed" and advantage != "grpo",
-            f"filter=mixed drops the groups that advantage={advantage} is for: use filter=none, or advantage=grpo",
-        ),
-        (
-            by == "mixed" and bool(settings.prune),
-            "filter=mixed leaves no rows without advantage: prune has nothing to do; use one of the two",
-        ),
-        (
-            settings.graded_rewards and advantage != "grpo",
-            f"advantage={advantage} is of right and wrong answers: with graded_rewards=true use advantage=grpo",
-        ),
-        (
-            settings.batch.unit == "prompts" and order != "phases",
-            f"batch.unit=prompts needs steps of one group size: curriculum=phases, not {order}",
-        ),
-        (
-            settings.curriculum.until != "epochs" and order != "phases",
-            f"curriculum.until={settings.curriculum.until} ends a phase: it needs curriculum=phases, not {order}",
-        ),
-        (
-            settings.curriculum.epochs is not None and not settings.needs_profile,
-            "curriculum.epochs counts passes over what a profile leaves: without one set trainer.total_epochs",
-        ),
-        (
-            allocation == "rescue" and order in ("phases", "posterior"),
-            f"allocation=rescue gives every prompt the same to begin with: it needs curriculum=shuffle or greso, not {order}",
-        ),
-    ]
 
 
 def load_settings(node: Mapping[str, Any]) -> Settings:

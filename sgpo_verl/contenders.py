@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sgpo_verl.config import PARTS, Settings, load_settings
+from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import RunNumbers
+from sgpo_verl.parts import PARTS
 from sgpo_verl.run_config import check_supported, compose, numbers_of, settings_of
+from sgpo_verl.schedule import RunNumbers
 
 BASELINE = "stock GRPO"
 STEPS = 160

@@ -7,7 +7,7 @@ from typing import Any
 from sgpo_verl import SUPPORTED_VERL
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import RunNumbers
+from sgpo_verl.schedule import RunNumbers
 
 RESCUE_MANAGER = "sgpo_verl.binding.rescue.RescueManager"
 TRAINER_MODES = ("sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async")

@@ -33,7 +33,8 @@ from sgpo_verl.methods.base import Groups, Method
 from sgpo_verl.methods.greso import refill
 from sgpo_verl.metrics import Ledger
 from sgpo_verl.minibatches import updates_of
-from sgpo_verl.plan import Plan, RunNumbers, make_plan, plan_without_profile
+from sgpo_verl.plan import Plan, make_plan, plan_without_profile
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.selection import Sampled, outcomes_of, select
 
 NOMINAL = ModelShape(parameters=1_310_000_000, attention=28 * 12 * 128)  # Qwen2.5-1.5B, where no model is at hand

@@ -24,9 +24,10 @@ from sgpo_verl.cost import shape_from_config
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
 from sgpo_verl.metrics import Ledger, StepRollouts
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import load_profile
 from sgpo_verl.run_config import compose
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.selection import outcomes_of
 
 NUMBERS = RunNumbers(train_batch_size=8, rollout_n=8, mini_batch_size=4, total_training_steps=6)

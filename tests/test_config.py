@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import sgpo_verl.conf
-from sgpo_verl.config import PARTS, Settings, load_settings
+from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.parts import PARTS
 from sgpo_verl.run_config import compose, settings_of
 
 PAPER_YAML = Path(sgpo_verl.conf.__file__).parent / "sgpo" / "paper.yaml"

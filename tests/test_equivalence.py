@@ -12,8 +12,9 @@ from paper_run import overrides, profile
 from safetensors.torch import load_file
 
 from sgpo_verl.config import load_settings
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import load_profile
+from sgpo_verl.schedule import RunNumbers
 
 pytestmark = pytest.mark.stack
 

@@ -8,7 +8,8 @@ from profiles import make_profile
 from sgpo_verl.config import load_settings
 from sgpo_verl.cost import ModelShape
 from sgpo_verl.forecast import forecast
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
+from sgpo_verl.schedule import RunNumbers
 
 # 4 prompts of p = 1/2 (group size 2) and 4 trivial ones; prompts of 10 tokens, responses of 20
 PROFILE = make_profile([4, 4, 4, 4, 8, 8, 8, 8], trials=8, prompt=10, response=20.0)

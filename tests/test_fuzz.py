@@ -29,13 +29,14 @@ from sgpo_verl.merge import merge
 from sgpo_verl.methods.base import Outcome
 from sgpo_verl.methods.paper import Class, classify
 from sgpo_verl.metrics import Ledger
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import SCHEMA, Profile, ProfileMetadata, differences, load_profile, save_profile
 from sgpo_verl.prompts import identify
 from sgpo_verl.report.comparison import compare
 from sgpo_verl.report.page import render
 from sgpo_verl.report.runs import load_run
 from sgpo_verl.run_config import TRAINER_MODES, check_supported, numbers_of, own_profile_path, settings_of, with_profile
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.shards import PassFiles, pass_id
 from sgpo_verl.tally import Tally
 

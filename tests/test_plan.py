@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import make_profile
 
-from sgpo_verl.config import PARTS, load_settings
+from sgpo_verl.config import load_settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
 from sgpo_verl.methods.curriculum import Phase
 from sgpo_verl.methods.paper import Class
-from sgpo_verl.plan import RunNumbers, digest, make_plan, merged, plan_without_profile, share
+from sgpo_verl.parts import PARTS
+from sgpo_verl.plan import digest, make_plan, merged, plan_without_profile
 from sgpo_verl.prompts import TEXT
+from sgpo_verl.schedule import RunNumbers, share
 
 # 8 prompts of group size 2, 4 of 4, 2 of 8, 2 trivial ones, none unsolved
 SUCCESSES = [3] * 8 + [2] * 4 + [1] * 2 + [8] * 2

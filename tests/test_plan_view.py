@@ -14,7 +14,8 @@ from sgpo_verl import plan_view
 from sgpo_verl.config import load_settings
 from sgpo_verl.cost import ModelShape
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
+from sgpo_verl.schedule import RunNumbers
 
 # 4 prompts of group size 2, 2 of 8, 2 trivial and 20 unsolved ones, of which 2 are drawn into each phase
 SUCCESSES = [4] * 4 + [1] * 2 + [8] * 2 + [0] * 20

@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import RunNumbers
 from sgpo_verl.run_config import check_supported, compose, numbers_of, settings_of
+from sgpo_verl.schedule import RunNumbers
 
 RECIPE = """
 defaults:

@@ -12,9 +12,10 @@ import pytest
 from sgpo_verl.binding.dataloader import PROMPT, CurriculumDataLoader
 from sgpo_verl.config import Settings
 from sgpo_verl.metrics import Ledger
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import Profile, ProfileMetadata
 from sgpo_verl.prompts import Prompts, identify_indexed
+from sgpo_verl.schedule import RunNumbers
 
 COUNT = 200_000
 NUMBERS = RunNumbers(train_batch_size=64, rollout_n=8, mini_batch_size=64)

@@ -19,9 +19,10 @@ from sgpo_verl.contenders import contenders
 from sgpo_verl.cost import ModelShape
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.forecast import forecast
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import save_profile
 from sgpo_verl.report.headline import first_reach
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.simulate import Learning, Policy, simulate
 
 NUMBERS = RunNumbers(train_batch_size=4, rollout_n=4, mini_batch_size=4, total_epochs=1000, total_training_steps=6)

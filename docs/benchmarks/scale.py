@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from sgpo_verl.config import Settings
 from sgpo_verl.merge import merge
-from sgpo_verl.plan import RunNumbers, make_plan
+from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import Profile, ProfileMetadata, load_profile, save_profile
 from sgpo_verl.prompts import Prompts, identify_indexed
+from sgpo_verl.schedule import RunNumbers
 
 NUMBERS = RunNumbers(train_batch_size=1024, rollout_n=8, mini_batch_size=256)
 STEPS = 100

@@ -14,8 +14,8 @@ import numpy as np
 
 from sgpo_verl.coins import synthetic
 from sgpo_verl.config import load_settings
-from sgpo_verl.plan import RunNumbers
 from sgpo_verl.report.headline import first_reach
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.simulate import simulate
 
 GRPO, PRUNE = {"method": "prune", "prune": False}, {"method": "prune"}

@@ -13,8 +13,8 @@ from sgpo_verl.config import Settings
 from sgpo_verl.cost import StepTokens
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.metrics import StepRollouts
-from sgpo_verl.plan import RunNumbers
 from sgpo_verl.rewards import succeeded
+from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.selection import Sampled
 
 

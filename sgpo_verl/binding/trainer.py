@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import transfer_queue as tq
-import wrapt
 from omegaconf import OmegaConf, open_dict
 from ray.exceptions import RayActorError
 from tensordict import TensorDict
@@ -22,6 +21,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from sgpo_verl.binding import estimator
+from sgpo_verl.binding.actor_group import ActorGroup, ranks_of
 from sgpo_verl.binding.checkpoints import not_saved, resumed_state
 from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N
 from sgpo_verl.binding.outcomes import rollouts_of, sampled_of, tokens_of
@@ -196,7 +196,7 @@ class SgpoTrainer:
             self._rows = Rows.choose(batch, self._loss_tokens(batch), selection, sessions, self.config)
             planned = self.sgpo.plan.numbers.updates_per_step // self.parameter_sync_step
             self._updates = updates_of(len(self._rows.kept), planned)
-            self._rows.fill_up(self._actor_ranks() * self._updates)
+            self._rows.fill_up(ranks_of(self.actor_rollout_wg) * self._updates)
         balanced = super()._balance_batch(self._rows.kept, metrics, *args, **kwargs)
         with self._our_time():
             self._rows.arrange(balanced, self._ranks, self._updates)
@@ -204,13 +204,6 @@ class SgpoTrainer:
             self.sgpo.ledger.add(self.sgpo.shape, tokens, rollouts.generated)
             self._totals.add(outcomes, tokens, rollouts)
         return balanced
-
-    def _actor_ranks(self) -> int:
-        """Data-parallel size of the actor, as verl finds it out."""
-        known = self.actor_rollout_wg._dispatch_info
-        if "actor" not in known:
-            known["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
-        return max(known["actor"]) + 1
 
     def _loss_tokens(self, batch: KVBatchMeta) -> list[int]:
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
@@ -260,18 +253,6 @@ class SgpoTrainer:
             yield
         finally:
             self._plugin_seconds += time.perf_counter() - start
-
-
-class ActorGroup(wrapt.ObjectProxy):
-    """verl's worker group, whose losses divide by ``rollouts``: those of a mini-batch, left-out ones counted, padding not."""
-
-    def __init__(self, group, rollouts: float):
-        super().__init__(group)
-        self._self_rollouts = rollouts
-
-    def update_actor(self, batch: KVBatchMeta):
-        batch.extra_info["global_batch_size"] = self._self_rollouts
-        return self.__wrapped__.update_actor(batch)
 
 
 @register_trainer("sgpo_sync")
