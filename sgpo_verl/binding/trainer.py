@@ -36,6 +36,7 @@ from sgpo_verl.plan import Plan
 from sgpo_verl.run_config import settings_of
 from sgpo_verl.selection import Sampled, outcomes_of
 
+POLL = 0.5  # seconds between two looks at what has been sampled; verl's is 2
 NO_LIMIT = 1_000_000  # on batches in flight; how many prompts are drawn in place of others is decided here
 
 
@@ -64,6 +65,7 @@ class SgpoTrainer:
             max_off_policy_threshold=sampler.max_off_policy_threshold,
             max_off_policy_strategy=sampler.max_off_policy_strategy,
             sampler_kwargs=sampler.sampler_kwargs,
+            poll_interval=POLL,
             refill_fn=self._replace,
             filter_groups_metric="reward" if self._settings.filter.by == "mixed" else None,
             train_batch_size=self.config.data.train_batch_size,
