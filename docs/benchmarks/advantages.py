@@ -1,7 +1,9 @@
-"""Time of the advantages beside verl's two GRPO estimators, on one ragged batch: python docs/benchmarks/advantages.py [ROLLOUTS]
+"""Time of the advantages beside verl's two GRPO estimators, on one ragged batch.
 
-Groups of 2, 4 and 8, 32 tokens, rewards 0 or 1, uids as verl makes them. Each estimator gets the same tensors; the best of five runs
-counts, and only ratios within one call of this script mean anything.
+    VERL_PLATFORM=cpu python docs/benchmarks/advantages.py [ROLLOUTS]
+
+Groups of 2, 4 and 8, 32 tokens, rewards 0 or 1, uids as verl makes them. Each estimator gets the same tensors; the best of
+five runs counts, and only ratios within one call of this script mean anything.
 """
 
 import sys
