@@ -101,6 +101,8 @@ BATCHES = {
     "padded": ([2, 2, 4, 8, 8, 3, 4], [1, 2, 1, 3, 0, 1, 2], {"unit": "prompts"}, (1, 2)),
     "pruned": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {"prune": True}, (1, 2)),
     "nearly all pruned": ([2, 2, 4, 8, 16], [1, 2, 4, 8, 0], {"prune": True}, (1, 2)),
+    "rejected": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {"advantage": "aero"}, (1, 2)),
+    "thinned": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {"train_fraction": 0.4}, (1, 2)),
     "all pruned": ([2, 2, 4, 8, 16], [0, 2, 4, 8, 0], {"prune": True}, (1,)),
 }
 
@@ -210,6 +212,8 @@ class Rig:
             "advantages": advantages,
             "metrics": {k: v for k, v in metrics.items() if k.startswith("actor/")},
             "rows": trainer.replay_buffer.rows,
+            "chosen": None if trainer is self.stock else self.ours._rows.advantage,
+            "counted": None if trainer is self.stock else set(self.ours._rows.loss_tokens),
             "updates": getattr(self.ours, "_updates", updates) if trainer is self.ours else updates,
         }
 
@@ -226,7 +230,8 @@ def replaced(session, numbers, settings):
     """The session with another plan's numbers, and these of its settings."""
     from dataclasses import replace
 
-    given = session.settings.model_copy(update={"prune": settings.get("prune", False)})
+    defaults = {"prune": False, "advantage": "grpo", "train_fraction": 1.0}
+    given = session.settings.model_copy(update={name: settings.get(name, old) for name, old in defaults.items()})
     return replace(session, settings=given, plan=replace(session.plan, numbers=numbers))
 
 

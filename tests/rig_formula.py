@@ -6,7 +6,7 @@ of the token's probability to that before the step; then, by mode, over
     token-sum: nothing
     seq-mean-*: the step's rollouts / its updates; token-mean divides every row by its own tokens first, token-sum-norm by
     the horizon.
-One SGD update for each mini-batch.
+One SGD update for each mini-batch. Rows that AERO rejects are in no denominator.
 """
 
 import statistics
@@ -46,9 +46,9 @@ def step(case: dict, ranks: int, start: dict[str, torch.Tensor], model_path: Pat
     model.load_state_dict(start, strict=False)
     model.tie_weights()
     rows = {row["key"]: row for row in case["rows"]}
-    advantage = advantages(case["rows"])
+    advantage = case["chosen"] or advantages(case["rows"])  # what is chosen, and why, is tested in test_selection.py
     old = {key: log_probs(model, row).detach() for key, row in rows.items()}
-    left_out = [row for key, row in rows.items() if key not in case["keys"]]
+    left_out = [row for key, row in rows.items() if key not in case["keys"] and key in case["counted"]]
     updates = case["updates"]
     for keys in mini_batches(case["keys"], ranks, updates):
         real = [key for key in keys if key in rows]
@@ -63,7 +63,9 @@ def step(case: dict, ranks: int, start: dict[str, torch.Tensor], model_path: Pat
                 per_token = torch.minimum(per_token, torch.tensor(-given * 3.0))
             if case["kl"]:
                 per_token = per_token + KL_COEFFICIENT * 0.5 * (now - log_probs(reference, rows[key]).detach()) ** 2
-            loss = loss + row_loss(case["mode"], (per_token * mask).sum(), mask.sum(), tokens, len(rows) / updates)
+            loss = loss + row_loss(
+                case["mode"], (per_token * mask).sum(), mask.sum(), tokens, len(case["counted"]) / updates
+            )
         model.zero_grad()
         loss.backward()
         with torch.no_grad():

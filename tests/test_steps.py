@@ -75,7 +75,7 @@ def test_equal_groups_are_stock_grpo_bit_for_bit(done, mode, updates, kl):
     assert done.moved(stock) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["ragged", "padded", "pruned", "nearly all pruned"])
+@pytest.mark.parametrize("name", ["ragged", "padded", "pruned", "nearly all pruned", "rejected", "thinned"])
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_on_ragged_groups_is_the_formulas(done, mode, updates, name):
@@ -119,8 +119,17 @@ def test_padding_rows_are_few_and_leave_no_mini_batch_to_themselves(done):
         for mini_batch in rig_formula.mini_batches(keys, done.ranks, case["updates"]):
             assert set(mini_batch) - padding
         assert case["updates"] == updates or name == "nearly all pruned"
+        assert not padding or name in ("padded", "rejected")  # where rows were left out, a few of them fill up
         padded += bool(padding)
     assert padded
+
+
+def test_rejected_rows_are_in_no_denominator_and_thinned_ones_are(done):
+    rejected, thinned = (done.case(name, 1, "token-mean") for name in ("rejected", "thinned"))
+    # kept of the groups of 2 (1 right), 2 (2), 4 (1), 8 (3), 16 (0): 2, 2 (all the same: 4 at most), 2, 6, 4
+    assert len(rejected["counted"]) == 16
+    assert {key for key in rejected["keys"] if key not in rejected["padding"]} == rejected["counted"]
+    assert len(thinned["counted"]) == 32 > len(thinned["keys"])
 
 
 def test_the_advantages_are_those_of_the_formula(done):
