@@ -129,7 +129,9 @@ class GresoSettings(_Node):
     step: float = Field(0.01, ge=0, lt=1, description="What it moves by after each step from the second epoch on.")
     least: float = Field(0.05, gt=0, lt=1, description="Its lower bound.")
     most: float = Field(0.95, gt=0, lt=1, description="Its upper bound.")
-    explore: float = Field(0.01, gt=0, le=1, description="A prompt is drawn at least this often when its turn comes.")
+    explore: float = Field(
+        0.01, ge=1e-4, le=1, description="A prompt is drawn at least this often when its turn comes."
+    )
     refill_factor: float = Field(1.25, ge=1, description="Prompts drawn in place of dropped ones: over those expected.")
     refill_min: int | None = Field(
         None, ge=1, description="At least so many; null: a quarter of data.train_batch_size, as the authors' 64 of 256."
@@ -173,7 +175,10 @@ class PosteriorSettings(_Node):
         0.05, ge=0, description="Noise in the choice of prompts, beyond a draw from the posterior."
     )
     length_price: float = Field(
-        0.0, ge=0, description="Signal that a rollout of mean length must bring to be worth drawing; longer ones, more."
+        0.0,
+        ge=0,
+        le=1,
+        description="Signal that a rollout of mean length must bring to be worth drawing; longer ones, more.",
     )
 
 

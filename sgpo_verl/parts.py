@@ -60,6 +60,14 @@ def misfits(settings: "Settings") -> list[tuple[bool, str]]:
             f"filter=mixed fills a step up group by group, all of one size: it needs allocation=uniform, not {allocation}",
         ),
         (
+            allocation == "posterior" and settings.group_size.min < 2,
+            "group_size.min=1 with allocation=posterior: a group of one is never mixed; use 2 or more",
+        ),
+        (
+            order == "greso" and allocation == "profile",
+            "curriculum=greso draws groups of one size: it needs allocation=uniform or rescue, not profile",
+        ),
+        (
             by == "mixed" and order == "phases",
             "filter=mixed draws until a step is full, phases count what they draw: use curriculum=shuffle or greso",
         ),

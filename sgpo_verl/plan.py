@@ -22,6 +22,17 @@ from sgpo_verl.posterior import Posterior
 from sgpo_verl.profile import Profile
 from sgpo_verl.schedule import RunNumbers, phase_steps, step_rollouts, steps_of_passes, stock_steps, whole_batches
 
+# Settings that decide who is drawn, and what is learned from it.
+DECIDING = {
+    "seed",
+    "success_threshold",
+    "filter",
+    "allocation",
+    "group_size",
+    "curriculum",
+    "advantage",
+    "train_fraction",
+}
 KEYS = pa.schema([("prompt_key", pa.large_string())])
 
 
@@ -87,8 +98,8 @@ class Plan:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
-        s, kept = self.settings, {"seed", "filter", "allocation", "group_size", "curriculum", "advantage"}
-        kept |= {"greso"} if s.curriculum.order == "greso" else set()
+        s, kept = self.settings, set(DECIDING)
+        kept |= {"greso"} if s.curriculum.order == "greso" or s.filter.by == "mixed" else set()
         kept |= {"posterior"} if s.needs_posterior else set()
         kept |= {"aero"} if s.allocation == "rescue" or s.advantage == "aero" else set()
         shuffled = {"data.shuffle": self.numbers.shuffle} if s.curriculum.order in ("shuffle", "greso") else {}
@@ -217,6 +228,13 @@ def _check_budget(plan: Plan) -> None:
         raise SgpoError(
             f"{keys.get(settings.allocation, 'sgpo.group_size.max')}={plan.largest_group} is more than the {budget} rollouts "
             f"of a step ({said}): lower the one or raise the other"
+        )
+    if settings.allocation == "uniform" and settings.advantage == "grpo" and numbers.rollout_n < 2:
+        raise SgpoError("actor_rollout_ref.rollout.n=1: a group of one has no advantage against itself; use 2 or more")
+    if settings.filter.by == "mixed" and budget % numbers.rollout_n:
+        raise SgpoError(
+            f"sgpo.batch.rollouts={budget} does not divide into groups of actor_rollout_ref.rollout.n={numbers.rollout_n}, as "
+            f"sgpo.filter=mixed needs: use a multiple of {numbers.rollout_n}"
         )
     if budget % updates:
         raise SgpoError(

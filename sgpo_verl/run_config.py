@@ -221,6 +221,12 @@ def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
                 f"sgpo.allocation=rescue: needs actor_rollout_ref.rollout.agent.agent_loop_manager_class={RESCUE_MANAGER} "
                 f"(+sgpo=aero sets it), this run has {manager}"
             )
+        n, mode = _at(config, "actor_rollout_ref.rollout.n"), _at(config, "trainer.v1.trainer_mode")
+        if mode != "sgpo_sync" and (settings.aero.explore != n or settings.batch.rollouts):
+            raise SgpoError(
+                f"sgpo.aero.explore={settings.aero.explore}: with trainer.v1.trainer_mode={mode} it must be "
+                f"actor_rollout_ref.rollout.n={n}, and sgpo.batch.rollouts null: these modes count groups"
+            )
     if not settings.chooses_rows:
         return
     estimator = _at(config, "algorithm.adv_estimator")

@@ -228,7 +228,7 @@ class _Run:
             missing = wanted - len(kept) - len(waiting)
             if missing > 0 and len(dropped) < GIVE_UP * wanted:
                 prompts = refill(missing, len(dropped) / (len(kept) + len(dropped)), wanted, self.settings.greso)
-                new = self._toss(self.method.next_groups(prompts * size, refill=True))
+                new = self._toss(self.method.more_groups([size] * prompts))
                 waiting.extend(range(len(done.size_G), len(done.size_G) + len(new.size_G)))
                 done = _Groups(
                     *(np.concatenate(pair) for pair in zip(vars(done).values(), vars(new).values(), strict=True))

@@ -177,13 +177,13 @@ def test_the_same_seed_chooses_the_same_and_another_differs():
     assert unknown(40, seed=1).next_groups(16) != unknown(40).next_groups(16)
     method = unknown(40)
     assert method.next_groups(16) != method.next_groups(16)
-    assert method.next_groups(16, refill=True) != method.next_groups(16)
+    assert method.more_groups([3] * 5) != method.more_groups([3] * 5)
 
 
 def test_a_refill_is_another_draw_and_not_paid_from_the_budget():
     method = unknown(40)
     method.next_groups(16)
-    assert sum(n for _, n in method.next_groups(6, refill=True)) == 6
+    assert [n for _, n in method.more_groups([2, 4])] == [2, 4]
     assert (method.total, method.draws, method.step_rollouts()) == (16, 2, 16)
     assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 0.1}  # 16 of 160
 

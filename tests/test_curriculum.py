@@ -152,7 +152,7 @@ def test_a_refill_stays_in_its_phase_and_is_not_paid_from_the_budget():
     assert method.step_rollouts() == 8
     method.next_groups(8)
     assert method.step_rollouts() == 16
-    ((prompt, size),) = method.next_groups(2, refill=True)
+    ((prompt, size),) = method.more_groups([2])
     assert size == 2 and prompt in {0, 1, 2, 3}
     assert method.metrics() == {"curriculum/phase": 0, "curriculum/progress": 8 / 24}
     assert [n for _, n in method.next_groups(8)] == [8]
@@ -206,7 +206,7 @@ def test_prompts_of_one_phase_keep_their_own_group_sizes():
     assert method.next_groups(12) == [(13, 2), (14, 2), (10, 2), (11, 6)]
     assert method.next_groups(3) == [(12, 3)]
     assert method.next_groups(3) == [(13, 3)]  # 2 and one over
-    assert method.next_groups(2, refill=True) == [(14, 2)]
+    assert method.more_groups([2]) == [(14, 2)]
     assert method.metrics()["curriculum/progress"] == 30 / 120
 
 

@@ -481,7 +481,7 @@ def test_a_restored_curriculum_draws_the_same(until, steps, seed):
     first, second = method(**more), method(**more)
     for rollouts, reward, refill in steps:
         draw = first.next_groups(rollouts)
-        first.next_groups(2, refill=True) if refill else None
+        first.more_groups([2]) if refill else None
         first.observe([Outcome(prompt, size, 1, reward) for prompt, size in draw])
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [first.next_groups(16) for _ in range(10)] == [second.next_groups(16) for _ in range(10)]

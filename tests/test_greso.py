@@ -216,8 +216,8 @@ def test_a_step_without_groups_moves_nothing():
 def test_a_refill_is_not_paid_from_the_budget():
     method = greso()
     method.next_groups(8)
-    assert sum(n for _, n in method.next_groups(6, refill=True)) == 6
-    assert (method.total, method.drawn, method.step_rollouts()) == (8, 7, 8)
+    assert [n for _, n in method.more_groups([4, 2])] == [4, 2]
+    assert (method.total, method.drawn, method.step_rollouts()) == (8, 6, 8)
     assert method.metrics() == {
         "curriculum/phase": 0,
         "curriculum/progress": 0.1,  # 8 of 80

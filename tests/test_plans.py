@@ -354,3 +354,16 @@ def test_the_order_of_phases_and_of_beliefs_is_not_the_datas_to_decide():
             whole_run(plan(SUCCESSES, replace(NUMBERS, shuffle=shuffle), method=method)) for shuffle in (True, False)
         ]
         assert runs[0] == runs[1]
+
+
+# --- what cannot teach ----------------------------------------------------------------------------------------------
+
+
+def test_groups_of_one_against_themselves_are_refused():
+    with pytest.raises(SgpoError, match=r"rollout\.n=1: a group of one has no advantage"):
+        bare(replace(WIDE, rollout_n=1), method="prune")
+
+
+def test_a_step_that_is_filled_up_group_by_group_must_divide_into_groups():
+    with pytest.raises(SgpoError, match=r"sgpo\.batch\.rollouts=60 does not divide into groups .*rollout\.n=8"):
+        bare(method="greso", batch={"rollouts": 60})

@@ -75,11 +75,24 @@ def test_outputs_of_a_session_count_once():
     assert made._has_enough_samples(1, "train", 1, {"a"})
 
 
-def test_groups_that_do_not_add_up_wait_for_those_in_flight_and_no_longer():
-    assert not buffer({"a": 3, "b": 3}, {}, running={"c"})._has_enough_samples(1, "train", 1, {"a", "b"})
-    made = buffer({"a": 3, "b": 3}, {})
-    assert made._has_enough_samples(1, "train", 1, {"a", "b"})
-    assert made._select_prompt_uids("train", {"a", "b"}, 1)[0] == ["a"]
+def test_where_groups_do_not_add_up_the_next_update_gets_what_this_one_lacks():
+    made = buffer({"a": 3, "b": 3, "c": 5}, {}, running={"d"})
+    assert made._has_enough_samples(1, "train", 1, {"a", "b", "c"})
+    assert made._select_prompt_uids("train", {"a", "b", "c"}, 1)[0] == ["a"]  # 3 of 4: one is owed
+    assert made._select_prompt_uids("train", {"b", "c"}, 1)[0] == ["c"]  # 4 + 1 = 5
+    assert not made._has_enough_samples(1, "train", 1, {"b"})  # 3 of 4, and no more is there
+
+
+def test_an_update_is_never_empty():
+    assert not buffer({"a": 9}, {})._has_enough_samples(1, "train", 1, {"a"})
+
+
+def test_dropped_groups_are_replaced_by_others_of_their_sizes():
+    made = buffer({"a": 3, "b": 5}, {})
+    made._submitted = lambda uids, partition: [made._size(partition)[uid] for uid in uids]
+    made._clear_groups = lambda partition, uids: None
+    made._evict_terminal_groups(1, "train", ({"b"}, {"a"}, set(), {}))
+    assert (made.take_evicted(), made.take_evicted()) == ([3, 5], [])
 
 
 def test_validation_and_steps_counted_in_prompts_are_verls():

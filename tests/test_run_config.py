@@ -188,6 +188,11 @@ def test_force_leaves_rows_out_beside_a_kl_loss_but_not_before_rewards_are_known
             ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager"],
             r"sgpo\.allocation=rescue: needs .*RescueManager \(\+sgpo=aero sets it\), this run has my\.Manager",
         ),
+        (
+            "aero",
+            ["trainer.v1.trainer_mode=sgpo_colocate_async", "actor_rollout_ref.rollout.n=4"],
+            r"sgpo\.aero\.explore=8: with .*sgpo_colocate_async it must be actor_rollout_ref\.rollout\.n=4",
+        ),
         ("aero", ["algorithm.adv_estimator=grpo"], r"sgpo\.advantage=aero: needs algorithm\.adv_estimator=sgpo"),
         ("aero", ["algorithm.use_kl_in_reward=True"], r"sgpo\.advantage=aero: with algorithm\.use_kl_in_reward=True"),
         ("bayes", ["actor_rollout_ref.actor.use_kl_loss=True"], r"sgpo\.prune=True: .*use_kl_loss would have moved"),

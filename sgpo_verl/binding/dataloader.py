@@ -17,7 +17,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
 from sgpo_verl import __version__
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.methods.base import Method
+from sgpo_verl.methods.base import Groups, Method
 from sgpo_verl.metrics import Ledger
 from sgpo_verl.posterior import Posterior
 from sgpo_verl.prompts import Prompts, identify, identify_indexed
@@ -109,9 +109,15 @@ class CurriculumDataLoader:
         self.dataset, self.prompts, self.method = dataset, prompts, method
         self.parts = {"method": method, "ledger": ledger, **({"posterior": posterior} if posterior else {})}
 
-    def next_batch(self, rollouts: int, refill: bool = False) -> dict[str, Any]:
+    def next_batch(self, rollouts: int) -> dict[str, Any]:
         """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""
-        groups = self.method.next_groups(rollouts, refill)
+        return self._rows(self.method.next_groups(rollouts))
+
+    def more(self, sizes: Sequence[int]) -> dict[str, Any]:
+        """The same, for groups of exactly these sizes."""
+        return self._rows(self.method.more_groups(sizes))
+
+    def _rows(self, groups: Groups) -> dict[str, Any]:
         batch = collate_fn([self.dataset[int(self.prompts.rows_P[position])] for position, _ in groups])
         batch["uid"] = np.array([str(uuid.uuid4()) for _ in groups], dtype=object)
         batch[PROMPT] = np.array([position for position, _ in groups], dtype=object)

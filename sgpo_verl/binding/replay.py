@@ -51,11 +51,11 @@ class WatchedBuffer(ReplayBuffer):
     ):
         super().__init__(*args, **kwargs)
         self.watch, self.diagnose, self.leaving, self.sizes = watch, diagnose, leaving, sizes
-        self._evicted_rollouts = 0
+        self._evicted: list[int] = []
 
-    def take_evicted(self) -> int:
-        """Rollouts of the groups dropped since this was last asked."""
-        evicted, self._evicted_rollouts = self._evicted_rollouts, 0
+    def take_evicted(self) -> list[int]:
+        """Sizes of the groups dropped since this was last asked."""
+        evicted, self._evicted = self._evicted, []
         return evicted
 
     def done(self) -> int:
@@ -69,12 +69,12 @@ class WatchedBuffer(ReplayBuffer):
     def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
         stale, filtered, failed, _ = eviction_reasons
         if evicted := sorted(stale | filtered | failed):
-            self._evicted_rollouts += self._submitted(evicted, partition_id)
+            self._evicted += self._submitted(evicted, partition_id)
         return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
-    def _submitted(self, uids: Sequence[str], partition_id: str) -> int:
-        """Rollouts that these groups were submitted with, failed ones included."""
-        return sum(self.sizes[uid] for uid in uids)
+    def _submitted(self, uids: Sequence[str], partition_id: str) -> list[int]:
+        """Rollouts that each of these groups was submitted with, failed ones included."""
+        return [self.sizes[uid] for uid in uids]
 
     def _clear_groups(self, partition_id, uids):
         if uids and partition_id == "train":
@@ -102,9 +102,10 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
     """
 
     rollouts_per_prompt: float | None = None
+    _owed = 0  # rollouts that the updates so far lack
 
     def _submitted(self, uids, partition_id):
-        return rollouts_of(uids, partition_id)  # sizes are forgotten at a crash, groups on their way are not
+        return submitted_sizes(uids, partition_id)  # sizes are forgotten at a crash, groups on their way are not
 
     def _has_enough_samples(self, global_steps, partition_id, batch_size, sampleable_keys) -> bool:
         if partition_id == "val" or self.rollouts_per_prompt is None:
@@ -116,32 +117,33 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
         selected, partition, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
         if partition_id != "val" and self.rollouts_per_prompt is not None:
             selected = self._choose(partition_id, sampleable_keys, batch_size)
+            sizes = self._size(partition_id)
+            self._owed += round(batch_size * self.rollouts_per_prompt) - sum(sizes[uid] for uid in selected)
         return selected, partition, steps
 
     def get_sampleable_count(self, global_steps: int, partition_id: str) -> int:
         count = super().get_sampleable_count(global_steps, partition_id)
         if self.rollouts_per_prompt is None:
             return count
-        sampleable = self.finished_keys[partition_id]
-        return int(sum(self._size(partition_id)[uid] for uid in sampleable) / self.rollouts_per_prompt)
+        leaving = self._terminal_eviction_reasons(global_steps, partition_id)
+        sizes = self._size(partition_id)
+        sampleable = self._sampleable_terminal_keys(partition_id, leaving)
+        return int(sum(sizes[uid] for uid in sampleable) / self.rollouts_per_prompt)
 
     def _choose(self, partition_id: str, uids: set[str], prompts: int) -> list[str] | None:
-        """The oldest groups worth exactly ``prompts`` prompts, or None if more have to finish first.
+        """The oldest groups worth ``prompts`` prompts, or None if more have to finish first.
 
-        When nothing more will finish and no choice of groups is exact, the closest from below: better a few padding rows
-        than to wait for ever.
+        Where no choice of groups is exact, the closest from below, and the next update gets what this one lacks: to wait
+        for a fitting group would end the overlap of rollout and training.
         """
-        wanted = round(prompts * self.rollouts_per_prompt)
+        wanted = round(prompts * self.rollouts_per_prompt) + self._owed
         size = self._size(partition_id)
         oldest_first = sorted(uids, key=lambda uid: (self.prompt_global_steps[partition_id].get(uid, 0), uid))
         sizes = [size[uid] for uid in oldest_first]
         places = fitting(sizes, wanted)
-        if places is None and sum(sizes) >= wanted and not self._in_flight(partition_id):
+        if places is None and sum(sizes) >= wanted:
             places = closest(sizes, wanted)
-        return None if places is None else [oldest_first[place] for place in places]
-
-    def _in_flight(self, partition_id: str) -> bool:
-        return bool(self.pending_keys[partition_id] or self.running_keys[partition_id])
+        return [oldest_first[place] for place in places] if places else None
 
     def _size(self, partition_id: str) -> dict[str, int]:
         """Sessions that each group has rows of."""
@@ -152,7 +154,7 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
         return defaultdict(int, {uid: len(of) for uid, of in sessions.items()})
 
 
-def rollouts_of(uids: Sequence[str], partition_id: str) -> int:
-    """Rollouts that these groups were submitted with, failed ones included."""
+def submitted_sizes(uids: Sequence[str], partition_id: str) -> list[int]:
+    """Rollouts that each of these groups was submitted with, as TransferQueue holds them."""
     data = tq.kv_batch_get(keys=list(uids), partition_id=partition_id, select_fields=[ROLLOUT_N])
-    return sum(int(n) for n in data[ROLLOUT_N])
+    return [int(n) for n in data[ROLLOUT_N]]

@@ -67,7 +67,9 @@ class RescueWorker(Worker):
         sessions = range(group.expected, group.expected + added)
         group.expected += added
         runs = (self._run_agent_loop(sampling_params, session_id=number, **session) for number in sessions)
-        await asyncio.gather(*runs)
+        ended = await asyncio.gather(*runs, return_exceptions=True)  # all of them, before the group is published
+        for failure in (end for end in ended if isinstance(end, BaseException)):
+            raise failure
 
     async def _agent_loop_postprocess(self, output, validate, **kwargs):
         await super()._agent_loop_postprocess(output, validate, **kwargs)

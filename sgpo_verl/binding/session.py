@@ -66,14 +66,14 @@ class Session:
         return cls(settings, plan, method, posterior, dataloader, ledger, shape)
 
     def select(self, sampled: Sampled, normalize_by_std: bool) -> Selection:
-        """Advantages of a step's rollouts, and which are trained on; before ``observe`` is told what came of them."""
+        """Advantages of a step's rollouts, and which are trained on; before ``believe`` is told what came of them."""
         if self.posterior is not None:
             a_N, b_N = self.posterior.believed(sampled.prompt_N)
             sampled = replace(sampled, a_N=a_N, b_N=b_N)
         return select(sampled, self.settings, [self.settings.seed, 1, self.ledger.rollouts_generated], normalize_by_std)
 
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        self.method.observe(outcomes)
+    def believe(self, outcomes: Sequence[Outcome]) -> None:
+        """Let beliefs follow what was seen; the method itself is told at the end of the step."""
         if self.posterior is not None:
             self.posterior.observe(outcomes)
 

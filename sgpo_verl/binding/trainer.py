@@ -8,8 +8,9 @@ with its dataloader's.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import transfer_queue as tq
 from omegaconf import OmegaConf, open_dict
@@ -29,6 +30,7 @@ from sgpo_verl.binding.replay import WatchedBuffer
 from sgpo_verl.binding.rows import Rows
 from sgpo_verl.binding.session import Session
 from sgpo_verl.binding.watch import AGENT_LOOP, Watch, check_servers, died
+from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.greso import refill
 from sgpo_verl.metrics import StepTotals
 from sgpo_verl.minibatches import updates_of
@@ -37,6 +39,7 @@ from sgpo_verl.run_config import settings_of
 from sgpo_verl.selection import Sampled, outcomes_of
 
 POLL = 0.5  # seconds between two looks at what has been sampled; verl's is 2
+GIVE_UP = 64  # steps' worth of groups drawn in place of others before a step is given up
 NO_LIMIT = 1_000_000  # on batches in flight; how many prompts are drawn in place of others is decided here
 
 
@@ -98,7 +101,7 @@ class SgpoTrainer:
             self.train_dataloader.load_state_dict(state)
         self._follow(self.sgpo.plan)
         self._groups_in_step = 0
-        self._totals, self._dropped = StepTotals(), []
+        self._totals, self._dropped, self._replaced = StepTotals(), [], 0
         self._plugin_seconds = 0.0
 
     def _follow(self, plan: Plan) -> None:
@@ -128,19 +131,32 @@ class SgpoTrainer:
             raise died(AGENT_LOOP, error) from None
 
     def _replace(self, groups: int) -> int:
-        """In place of groups that the buffer dropped: as many rollouts as they had, or GRESO's number of prompts."""
-        rollouts = self._rollouts_to_replace()
-        return self._submit_batch_to_rollout(self._draw(rollouts, refill=True)) if rollouts else 0
+        """In place of groups that the buffer dropped: others of the same sizes, or as many as GRESO says.
 
-    def _rollouts_to_replace(self) -> int:
+        Raises SgpoError if far more than a step have been replaced: no step would ever be full.
+        """
+        sizes = self._sizes_to_replace()
+        if not sizes:
+            return 0
+        self._replaced += len(sizes)
+        if self._replaced > GIVE_UP * max(1, self.config.data.train_batch_size):
+            raise SgpoError(
+                f"step {self.global_steps}: {self._replaced} groups were drawn in place of others, which failed or had equal "
+                "rewards, and it is still not full: look at the reward function and at the data, or use sgpo.filter=none with "
+                "sgpo.prune=true"
+            )
+        return self._submit_batch_to_rollout(self._batch(self.sgpo.dataloader.more, sizes))
+
+    def _sizes_to_replace(self) -> list[int]:
+        evicted = self.replay_buffer.take_evicted()
         if self._settings.filter.by != "mixed":
-            return self.replay_buffer.take_evicted()
+            return evicted
         done, dropped = self.replay_buffer.done(), len(self._dropped)
         missing = self._groups_in_step - done - self.replay_buffer.on_their_way()
         if missing <= 0:
-            return 0  # what is on its way may yet fill the step
+            return []  # what is on its way may yet fill the step
         prompts = refill(missing, dropped / max(1, done + dropped), self._groups_in_step, self._settings.greso)
-        return prompts * self.sgpo.plan.phases[0].group_size
+        return [self.sgpo.plan.phases[0].group_size] * prompts
 
     def _leave(self, batch: KVBatchMeta, finished: set[str]) -> None:
         """Groups that were sampled and will not be trained on: their cost counts, and what they show is learned."""
@@ -159,12 +175,16 @@ class SgpoTrainer:
         names = self.sgpo.dataloader.prompts.keys_P.__getitem__
         return sampled_of(batch, data, self.sgpo.settings, names)
 
-    def _draw(self, rollouts: int, refill: bool = False) -> TensorDict:
+    def _draw(self, rollouts: int) -> TensorDict:
         """The next groups, ``rollouts`` in all, as verl submits them."""
+        batch = self._batch(self.sgpo.dataloader.next_batch, rollouts)
+        self._groups_in_step = len(batch)
+        return batch
+
+    def _batch(self, draw: Callable[[Any], dict[str, Any]], what: Any) -> TensorDict:
         with self._our_time():
-            rows = self.sgpo.dataloader.next_batch(rollouts, refill)
+            rows = draw(what)
             self._sizes |= dict(zip(rows["uid"], rows[ROLLOUT_N], strict=True))
-            self._groups_in_step = self._groups_in_step if refill else len(rows["uid"])
             batch = tu.get_tensordict(rows)
             tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
             return batch
@@ -172,6 +192,7 @@ class SgpoTrainer:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._totals = StepTotals()
         batch = super().step(metrics, timing_raw)
+        self.sgpo.method.observe(self._totals.outcomes)  # once, however many updates the step has
         ours = self._totals.metrics() | self.sgpo.metrics()
         ours |= {"seconds/plugin": self._plugin_seconds}
         metrics.update({f"sgpo/{name}": value for name, value in ours.items()})
@@ -194,7 +215,8 @@ class SgpoTrainer:
                 normalize = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
                 selection = self.sgpo.select(sampled, normalize)
             outcomes, self._dropped = [*self._dropped, *outcomes_of(sampled)], []
-            self.sgpo.observe(outcomes)
+            self.sgpo.believe(outcomes)
+            self._replaced = 0
             self._rows = Rows.choose(batch, self._loss_tokens(batch), selection, sessions, self.config)
             planned = self.sgpo.plan.numbers.updates_per_step // self.parameter_sync_step
             self._updates = updates_of(len(self._rows.kept), planned)

@@ -9,7 +9,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
-from sgpo_verl.binding.replay import GroupBuffer, rollouts_of
+from sgpo_verl.binding.replay import GroupBuffer, submitted_sizes
 from sgpo_verl.binding.trainer import SgpoTrainer
 from sgpo_verl.errors import SgpoError
 
@@ -34,15 +34,14 @@ class SgpoTrainerAsync(SgpoTrainer):
     def _groups_to_wait_for(self, prompts: int) -> int:
         return prompts  # GroupBuffer knows what they are worth
 
-    def _rollouts_to_replace(self) -> int:
+    def _sizes_to_replace(self) -> list[int]:
         return self.replay_buffer.take_evicted()
 
     def _add_prompts_to_generate(self, num_prompts: int) -> int:
         """verl's warm-up: whole batches, one by one, since the next may be of another phase; then the rest."""
         batch = self.config.data.train_batch_size
         for prompts in [*[batch] * (num_prompts // batch), num_prompts % batch]:
-            if prompts:
-                rollouts = self.sgpo.method.step_rollouts() * prompts // batch
+            if prompts and (rollouts := self.sgpo.method.step_rollouts() * prompts // batch):
                 self._submit_batch_to_rollout(self._draw(rollouts))
         return num_prompts
 
@@ -52,7 +51,7 @@ class SgpoTrainerAsync(SgpoTrainer):
         if self._restored_tq_prompt_count and worth is not None:
             tags = tq.kv_list("train")["train"]
             restored = [key for key, tag in tags.items() if tag.get("is_prompt", False)]
-            self._restored_tq_prompt_count = round(rollouts_of(restored, "train") / worth)
+            self._restored_tq_prompt_count = round(sum(submitted_sizes(restored, "train")) / worth)
 
 
 @register_trainer("sgpo_colocate_async")

@@ -48,8 +48,12 @@ class Method(Protocol):
         """What the next step is to ask ``next_groups`` for."""
         ...
 
-    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
-        """Groups whose sizes sum to exactly ``rollouts``. refill: in place of groups of this step that failed."""
+    def next_groups(self, rollouts: int) -> Groups:
+        """Groups of a step, whose sizes sum to exactly ``rollouts``."""
+        ...
+
+    def more_groups(self, sizes: Sequence[int]) -> Groups:
+        """Groups of exactly these sizes, in place of some of this step that failed or were dropped."""
         ...
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:

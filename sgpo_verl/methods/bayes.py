@@ -50,18 +50,26 @@ class Bayes:
     def step_rollouts(self) -> int:
         return self.rollouts
 
-    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """(a pass rate from each posterior, a weight by chance), float64 (M,): anew at every call."""
         rng = np.random.default_rng([self.seed, 0, self.draws])
+        self.draws += 1
+        p_M = self.posterior.draw(self.phase.prompts_M, rng)
+        return p_M, np.exp(self.settings.temperature * rng.gumbel(size=len(p_M)))
+
+    def more_groups(self, sizes: Sequence[int]) -> Groups:
+        p_M, weight_M = self._draw()
+        best_M = np.argsort(-weight_M * mixed(p_M, 2), kind="stable")
+        return [(int(self.phase.prompts_M[best_M[i % len(best_M)]]), size) for i, size in enumerate(sizes)]
+
+    def next_groups(self, rollouts: int) -> Groups:
         prompts_M = self.phase.prompts_M
-        p_M = self.posterior.draw(prompts_M, rng)
-        weight_M = np.exp(self.settings.temperature * rng.gumbel(size=len(prompts_M)))
+        p_M, weight_M = self._draw()
         if self.sizes is not None:
             places, sizes = allocate(p_M, rollouts, self.sizes.min, self.sizes.max, weight_M, self._price(prompts_M))
         else:
             places, sizes = self._fixed_sizes(weight_M * mixed(p_M, 2), rollouts)
-        self.draws += 1
-        if not refill:
-            self.total += rollouts
+        self.total += rollouts
         return list(zip(prompts_M[places].tolist(), [int(size) for size in sizes], strict=True))
 
     def _price(self, prompts_M: np.ndarray) -> np.ndarray | None:

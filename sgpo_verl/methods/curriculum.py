@@ -65,16 +65,16 @@ class Curriculum:
     def step_rollouts(self) -> int:
         return self.rollouts[self._next_phase()]
 
-    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
-        phase = self.phase if refill else self._next_phase()
-        if phase != self.phase:
+    def next_groups(self, rollouts: int) -> Groups:
+        if (phase := self._next_phase()) != self.phase:
             self.phase, self.drawn, self.spent, self.rewards = phase, 0, 0, []
-        sizes = self._sizes(rollouts)
+        self.spent += rollouts
+        self.total += rollouts
+        return self.more_groups(self._sizes(rollouts))
+
+    def more_groups(self, sizes: Sequence[int]) -> Groups:
         groups = [(self._prompt(self.drawn + i), size) for i, size in enumerate(sizes)]
         self.drawn += len(sizes)
-        if not refill:
-            self.spent += rollouts
-            self.total += rollouts
         return groups
 
     def _sizes(self, rollouts: int) -> list[int]:

@@ -91,12 +91,13 @@ class Greso:
     def step_rollouts(self) -> int:
         return self.rollouts
 
-    def next_groups(self, rollouts: int, refill: bool = False) -> Groups:
-        sizes = split(rollouts, self.phase.group_size)
+    def next_groups(self, rollouts: int) -> Groups:
+        self.total += rollouts
+        return self.more_groups(split(rollouts, self.phase.group_size))
+
+    def more_groups(self, sizes: Sequence[int]) -> Groups:
         groups = list(zip(self._next_prompts(len(sizes)), sizes, strict=True))
         self.drawn += len(groups)
-        if not refill:
-            self.total += rollouts
         return groups
 
     def _next_prompts(self, count: int) -> list[int]:
