@@ -45,6 +45,9 @@ def contenders(arguments: Sequence[str], compare: Sequence[str] = (), steps: int
     all methods. steps: of every run; None: trainer.total_training_steps, else 160.
     """
     arguments, compared = list(arguments), [(spec, *_words(spec)) for spec in compare]
+    for word in [*arguments, *(word for _, _, own in compared for word in own)]:
+        if re.match(r"\+*sgpo\.method=", word):
+            raise SgpoError(f"{word}: every row is a method of its own; say +sgpo=METHOD, or --compare METHOD")
     if not any(re.match(r"(--config-name|-cn)(=|$)", word) for word in arguments):
         arguments = [*SMALL, *arguments]
     shared, ours = [w for w in arguments if not OURS.match(w)], [w for w in arguments if OURS.match(w)]

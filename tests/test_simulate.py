@@ -392,3 +392,9 @@ def test_the_ranking_of_a_small_real_run_is_reproduced():
     paper, paper_pruned = flops({"method": "paper"}), flops({"method": "paper", "prune": True})
     assert chosen < pruned < paper_pruned < stock < paper * 1.2
     assert paper_pruned < paper
+
+
+@pytest.mark.parametrize("words", [["sgpo.method=paper"], ["+sgpo=paper", "sgpo.method=bayes"]])
+def test_a_method_is_named_by_its_word_and_not_under_it(words):
+    with pytest.raises(SgpoError, match=r"sgpo\.method=\w+: .* say \+sgpo=METHOD"):
+        contenders(words)
