@@ -31,6 +31,12 @@ STILL = Learning(rate=0.0)
 SHAPE = ModelShape(1000, 0)
 
 
+@pytest.fixture(autouse=True)
+def _wide_screen(monkeypatch):
+    """Lines as they are meant, however wide the terminal of the tests is."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def coins(*rates: float, prompt: float = 10, response: float = 20) -> Coins:
     return Coins(np.array(rates), np.full(len(rates), float(prompt)), np.full(len(rates), float(response)))
 
