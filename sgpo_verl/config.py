@@ -96,13 +96,22 @@ class GroupSizeSettings(_Node):
         return self
 
 
+class CustomSettings(_Node):
+    """curriculum.order=custom: a class of your own chooses (docs/add_a_method.md). Named as verl's custom_reward_function."""
+
+    path: str | None = Field(None, description="Of the Python file, or pkg://package.module of an installed one.")
+    name: str | None = Field(None, description="Of the class in it.")
+    kwargs: dict[str, Any] = Field({}, description="What its constructor gets beside the context.")
+
+
 class CurriculumSettings(_Node):
     """In which order prompts are drawn."""
 
-    order: Literal["phases", "shuffle", "greso", "posterior"] = Field(
+    order: Literal["phases", "shuffle", "greso", "posterior", "custom"] = Field(
         "phases",
         description="phases: one per group size, easy (small groups) to hard; shuffle: as stock GRPO; greso: shuffled, prompts "
-        "skipped at random by their own past groups; posterior: by what is believed of them; null: the method's own.",
+        "skipped at random by their own past groups; posterior: by what is believed of them; custom: by a class of your own; "
+        "null: the method's own.",
     )
     until: Literal["epochs", "steps", "plateau"] = Field("epochs", description="What ends a phase.")
     epochs: int | None = Field(
@@ -113,6 +122,18 @@ class CurriculumSettings(_Node):
     steps: list[int] | None = Field(None, description="Steps of each phase, easy to hard, for until=steps.")
     window: int = Field(5, ge=1, description="until=plateau: steps averaged on either side of the comparison.")
     min_gain: float = Field(0.01, description="until=plateau: a phase ends when its mean reward gained less than this.")
+    custom: CustomSettings = CustomSettings()
+
+    @model_validator(mode="after")
+    def _custom_is_whole(self):
+        given = [name for name, value in self.custom.model_dump().items() if value]
+        if self.order != "custom" and given:
+            raise ValueError(f"custom.{given[0]} is only read with curriculum.order=custom, not {self.order}")
+        if self.order == "custom" and not (self.custom.path and self.custom.name):
+            raise ValueError(
+                "order=custom needs curriculum.custom.path and curriculum.custom.name, of a class of yours"
+            )
+        return self
 
 
 class GresoSettings(_Node):
@@ -162,7 +183,8 @@ class AeroSettings(_Node):
 
 
 class PosteriorSettings(_Node):
-    """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior."""
+    """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior, and for
+    curriculum = custom."""
 
     successes: float = Field(1.0, ge=1e-6, le=1e6, description="a of a prompt of which nothing is known.")
     failures: float = Field(1.0, ge=1e-6, le=1e6, description="b of a prompt of which nothing is known.")
@@ -246,7 +268,9 @@ class Settings(_Node):
 
     @property
     def needs_posterior(self) -> bool:
-        return "posterior" in (self.allocation, self.curriculum.order, self.advantage)
+        return (
+            "posterior" in (self.allocation, self.curriculum.order, self.advantage) or self.curriculum.order == "custom"
+        )
 
     @property
     def chooses_rows(self) -> bool:

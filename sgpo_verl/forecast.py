@@ -60,7 +60,7 @@ def forecast(made: ProfiledPlan, shape: ModelShape | None) -> tuple[Forecast, Fo
 def chooses_on_the_way(settings: Settings) -> bool:
     """Whether prompts or rollouts depend on what training shows, so that a profile alone does not tell what it will cost."""
     parts = (settings.curriculum.order, settings.allocation, settings.filter.by)
-    return bool({"greso", "posterior", "rescue", "mixed"} & set(parts)) or settings.advantage == "aero"
+    return bool({"greso", "posterior", "custom", "rescue", "mixed"} & set(parts)) or settings.advantage == "aero"
 
 
 def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:

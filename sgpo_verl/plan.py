@@ -1,39 +1,25 @@
 """Profile + settings + the training run's own numbers -> who is trained, how often, for how many steps, at what cost."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.fingerprint import digest, digest_of_keys, fingerprint
 from sgpo_verl.methods.base import Method
 from sgpo_verl.methods.bayes import Bayes
 from sgpo_verl.methods.curriculum import Curriculum, Phase
+from sgpo_verl.methods.custom import Context, Custom, Known
 from sgpo_verl.methods.greso import Greso
 from sgpo_verl.methods.paper import Class, classify, group_size, phases
 from sgpo_verl.posterior import Posterior
 from sgpo_verl.profile import Profile
 from sgpo_verl.schedule import RunNumbers, phase_steps, step_rollouts, steps_of_passes, stock_steps, whole_batches
-
-# Settings that decide who is drawn, and what is learned from it.
-DECIDING = {
-    "seed",
-    "success_threshold",
-    "filter",
-    "allocation",
-    "group_size",
-    "curriculum",
-    "advantage",
-    "train_fraction",
-}
-KEYS = pa.schema([("prompt_key", pa.large_string())])
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class Plan:
     """What training follows: the schedule, and nothing else that is as long as the data set, unless beliefs are kept.
 
     steps: per phase. rollouts: per step, per phase. counts: digest of the prompts, and of their profile if there is one.
-    prompts: of the data set. prior: where a posterior is kept, what it begins with.
+    prompts: of the data set. prior: where a posterior is kept, what it begins with. known: what a custom method is told.
     """
 
     settings: Settings
@@ -52,6 +38,7 @@ class Plan:
     counts: str
     prompts: int
     prior: Posterior | None = field(default=None, repr=False)
+    known: Known | None = field(default=None, repr=False)
 
     @property
     def total_steps(self) -> int:
@@ -92,26 +79,38 @@ class Plan:
             sizes = s.group_size if s.allocation == "posterior" else None
             phase = self.phases[0]
             return Bayes(s.method, phase, posterior, sizes, rollouts, total, s.posterior, *run), posterior
+        if s.curriculum.order == "custom":
+            return self._custom(posterior, total, *run), posterior
         if s.curriculum.order == "greso":
             return Greso(s.method, self.phases[0], self.prompts, rollouts, total, s.greso, *run, shuffle), posterior
         return Curriculum(s.method, self.phases, self.steps, self.rollouts, s.curriculum, *run, shuffle), posterior
 
+    def _custom(self, posterior: Posterior | None, total: int, seed: int, agreed: dict[str, Any]) -> Custom:
+        assert posterior is not None and self.known is not None
+        known, phase, rollouts = self.known, self.phases[0], self.rollouts[0]
+        size = phase.group_size if phase.sizes_M is None else None
+        sizes_P = np.zeros(self.prompts, dtype=np.int32)
+        sizes_P[phase.prompts_M] = size or phase.sizes_M
+        context = Context(
+            keys_P=known.keys_P,
+            prompts_M=phase.prompts_M,
+            sizes_P=sizes_P,
+            size=size,
+            rollouts=rollouts,
+            total_rollouts=total,
+            seed=seed,
+            trials_P=known.trials_P,
+            successes_P=known.successes_P,
+            posterior=posterior,
+        )
+        s = self.settings
+        one_size = size if s.filter.by == "mixed" or s.allocation == "rescue" else None
+        in_update = rollouts // self.numbers.updates_per_step
+        return Custom(s.method, s.curriculum.custom, context, in_update, one_size, agreed)
+
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed: the counts, the settings that decide the order, the schedule."""
-        s, kept = self.settings, set(DECIDING)
-        kept |= {"greso"} if s.curriculum.order == "greso" or s.filter.by == "mixed" else set()
-        kept |= {"posterior"} if s.needs_posterior else set()
-        kept |= {"aero"} if s.allocation == "rescue" or s.advantage == "aero" else set()
-        shuffled = {"data.shuffle": self.numbers.shuffle} if s.curriculum.order in ("shuffle", "greso") else {}
-        size = {"actor_rollout_ref.rollout.n": self.numbers.rollout_n} if s.allocation == "uniform" else {}
-        return {
-            "profile": self.counts,
-            **{f"sgpo.{name}": json.dumps(value, sort_keys=True) for name, value in s.model_dump(include=kept).items()},
-            "steps per phase": self.steps,
-            "rollouts per step": self.rollouts,
-            **shuffled,
-            **size,
-        }
+        return fingerprint(self.settings, self.numbers, self.counts, self.steps, self.rollouts)
 
 
 def as_stock(settings: Settings) -> bool:
@@ -145,6 +144,9 @@ def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Prof
     listed = phases(class_P, size_P, settings.filter, settings.seed)
     phase_list = listed if settings.curriculum.order == "phases" else [merged(listed)]
     plan = _schedule(_sized(phase_list, settings, numbers), settings, numbers, digest(profile), len(profile), prior)
+    if settings.curriculum.order == "custom":
+        counts_P = (table[name].to_numpy(np.int32) for name in ("trials", "successes"))
+        plan = replace(plan, known=Known(table["prompt_key"].array, *counts_P))
     return ProfiledPlan(plan, profile, class_P)
 
 
@@ -154,8 +156,8 @@ def plan_without_profile(keys_P: Sequence[str], settings: Settings, numbers: Run
     nothing_P = np.zeros(count, dtype=np.int32)
     everyone = Phase(0, count, 0, np.arange(count, dtype=np.int32))
     prior = _prior(settings, nothing_P, nothing_P, nothing_P)
-    counts = _digest(pa.array(keys_P, pa.large_string()), nothing_P, nothing_P)
-    return _schedule(_sized([everyone], settings, numbers), settings, numbers, counts, count, prior)
+    plan = _schedule(_sized([everyone], settings, numbers), settings, numbers, digest_of_keys(keys_P), count, prior)
+    return replace(plan, known=Known(keys_P)) if settings.curriculum.order == "custom" else plan
 
 
 def _prior(settings: Settings, trials_P: np.ndarray, successes_P: np.ndarray, tokens_P: np.ndarray) -> Posterior | None:
@@ -198,22 +200,6 @@ def _distinct(profile: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     trials_P, successes_P = (profile.table[name].to_numpy(np.int64) for name in ("trials", "successes"))
     which_P, pair_D = pd.factorize((trials_P << 32) + successes_P)
     return pair_D >> 32, pair_D & 0xFFFFFFFF, which_P
-
-
-def digest(profile: Profile) -> str:
-    """Of every prompt's key, trials and successes, in their order: 16 hex digits of a sha256, from the columns' own memory."""
-    column = pa.Table.from_pandas(profile.table[["prompt_key"]], KEYS, preserve_index=False).column(0)
-    trials_P, successes_P = (profile.table[name].to_numpy(np.int32) for name in ("trials", "successes"))
-    return _digest(column.combine_chunks(), trials_P, successes_P)
-
-
-def _digest(keys: pa.LargeStringArray, *counts: np.ndarray) -> str:
-    ends = np.frombuffer(keys.buffers()[1], np.int64)[keys.offset : keys.offset + len(keys) + 1]
-    text = keys.buffers()[2].slice(ends[0], ends[-1] - ends[0])
-    hashed = hashlib.sha256()
-    for part in (np.diff(ends), text, *counts):
-        hashed.update(part)
-    return hashed.hexdigest()[:16]
 
 
 def _check_budget(plan: Plan) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from sgpo_verl import SUPPORTED_VERL
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.extern import load_class
 from sgpo_verl.schedule import RunNumbers
 
 RESCUE_MANAGER = "sgpo_verl.binding.rescue.RescueManager"
@@ -118,7 +119,7 @@ REQUIRED = (
 )
 
 
-def _at(config: Mapping[str, Any], key: str) -> Any:
+def value_at(config: Mapping[str, Any], key: str) -> Any:
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -127,10 +128,10 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def group_at(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The settings under ``key``, none where it is null or missing. Raises SgpoError if it is something else."""
     *parents, name = key.split(".")
-    parent = _at(config, ".".join(parents))
+    parent = value_at(config, ".".join(parents)) if parents else config
     if not isinstance(parent, Mapping):
         raise SgpoError(f"{'.'.join(parents)}={parent!r}: is a group of settings; set those under it")
     node = parent.get(name) or {}
@@ -139,21 +140,23 @@ def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return node
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value < 2**31
 
 
 def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
     """Batch, mini-batch and length of the training run. Raises SgpoError naming a key that is missing or not positive."""
-    required = {key: _at(config, key) for key in REQUIRED}
+    required = {key: value_at(config, key) for key in REQUIRED}
     for key, value in required.items():
-        if not _is_count(value):
+        if not is_count(value):
             raise SgpoError(f"{key}={value!r}: must be a positive integer")
-    steps = _at(config, "trainer.total_training_steps")
-    if steps is not None and not _is_count(steps):
+    steps = value_at(config, "trainer.total_training_steps")
+    if steps is not None and not is_count(steps):
         raise SgpoError(f"trainer.total_training_steps={steps!r}: must be a positive integer, or null")
-    correction = _group(config, "algorithm.rollout_correction")
-    reference = _at(config, "actor_rollout_ref.actor.use_kl_loss") or _at(config, "algorithm.use_kl_in_reward")
+    correction = group_at(config, "algorithm.rollout_correction")
+    reference = value_at(config, "actor_rollout_ref.actor.use_kl_loss") or value_at(
+        config, "algorithm.use_kl_in_reward"
+    )
     return RunNumbers(
         train_batch_size=required["data.train_batch_size"],
         rollout_n=required["actor_rollout_ref.rollout.n"],
@@ -168,7 +171,7 @@ def numbers_of(config: Mapping[str, Any]) -> RunNumbers:
 
 def own_profile_path(config: Mapping[str, Any]) -> Path:
     """Where a run keeps the profile it makes itself, and where `sgpo profile` puts one that is to be found without a name."""
-    folder = _at(config, "trainer.default_local_dir")
+    folder = value_at(config, "trainer.default_local_dir")
     if not isinstance(folder, str):
         raise SgpoError(f"trainer.default_local_dir={folder!r}: must be a folder")
     return Path(folder) / "sgpo" / "profile.parquet"
@@ -176,9 +179,9 @@ def own_profile_path(config: Mapping[str, Any]) -> Path:
 
 def check_supported(config: Mapping[str, Any]) -> None:
     """Refuse what cannot work together with us. Raises SgpoError naming the key, the reason and the way out."""
-    if not _at(config, "trainer.use_v1"):
+    if not value_at(config, "trainer.use_v1"):
         raise SgpoError("trainer.use_v1=False: sgpo plugs into verl's V1 trainer; leave trainer.use_v1 at True")
-    mode = _at(config, "trainer.v1.trainer_mode")
+    mode = value_at(config, "trainer.v1.trainer_mode")
     if "sgpo" in config and mode not in TRAINER_MODES:
         raise SgpoError(
             f"trainer.v1.trainer_mode={mode}: with +sgpo it must be one of {', '.join(TRAINER_MODES)}, else verl's own "
@@ -186,26 +189,28 @@ def check_supported(config: Mapping[str, Any]) -> None:
         )
     if isinstance(config.get("sgpo"), Mapping):
         _check_parts(config, settings_of(config))
-    custom = _group(config, "trainer.v1.sampler.custom_sampler") if "sgpo" in config else {}
+    custom = group_at(config, "trainer.v1.sampler.custom_sampler") if "sgpo" in config else {}
     if custom.get("path") or custom.get("name"):
         raise SgpoError(
             "trainer.v1.sampler.custom_sampler: the plugin brings a replay buffer that knows groups of different sizes; leave "
             "it unset"
         )
-    if _group(config, "algorithm.filter_groups").get("enable"):
+    if group_at(config, "algorithm.filter_groups").get("enable"):
         raise SgpoError(
             "algorithm.filter_groups.enable=True: dynamic sampling refills steps with prompts of its own choice, the "
             "plan with its own; use one of the two"
         )
-    if "sgpo" in config and (_at(config, "critic.enable") or _at(config, "algorithm.adv_estimator") == "gae"):
+    if "sgpo" in config and (value_at(config, "critic.enable") or value_at(config, "algorithm.adv_estimator") == "gae"):
         raise SgpoError(
             "critic.enable / algorithm.adv_estimator=gae: a group's own mean is the baseline here; use sgpo or grpo"
         )
 
 
 def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
-    """What the chosen parts need of the rest of the configuration."""
-    model = _group(config, "reward.reward_model")
+    """What the chosen parts need of the rest of the configuration, and of files."""
+    if settings.curriculum.order == "custom":
+        load_class(settings.curriculum.custom)
+    model = group_at(config, "reward.reward_model")
     if model.get("enable") and not model.get("enable_resource_pool"):
         for part, value in (("filter", settings.filter.by), ("allocation", settings.allocation)):
             if value in ("mixed", "rescue"):
@@ -215,13 +220,13 @@ def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
                     "(reward.reward_model.enable_resource_pool=True)"
                 )
     if settings.allocation == "rescue":
-        manager = _group(config, "actor_rollout_ref.rollout.agent").get("agent_loop_manager_class")
+        manager = group_at(config, "actor_rollout_ref.rollout.agent").get("agent_loop_manager_class")
         if manager != RESCUE_MANAGER:
             raise SgpoError(
                 f"sgpo.allocation=rescue: needs actor_rollout_ref.rollout.agent.agent_loop_manager_class={RESCUE_MANAGER} "
                 f"(+sgpo=aero sets it), this run has {manager}"
             )
-        n, mode = _at(config, "actor_rollout_ref.rollout.n"), _at(config, "trainer.v1.trainer_mode")
+        n, mode = value_at(config, "actor_rollout_ref.rollout.n"), value_at(config, "trainer.v1.trainer_mode")
         if mode != "sgpo_sync" and (settings.aero.explore != n or settings.batch.rollouts):
             raise SgpoError(
                 f"sgpo.aero.explore={settings.aero.explore}: with trainer.v1.trainer_mode={mode} it must be "
@@ -229,14 +234,14 @@ def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
             )
     if not settings.chooses_rows:
         return
-    estimator = _at(config, "algorithm.adv_estimator")
+    estimator = value_at(config, "algorithm.adv_estimator")
     switch = _switch(settings)
     if estimator != "sgpo":
         raise SgpoError(
             f"{switch}: needs algorithm.adv_estimator=sgpo, this run has {estimator}, whose advantages are not known "
             "right after sampling"
         )
-    if _at(config, "algorithm.use_kl_in_reward"):
+    if value_at(config, "algorithm.use_kl_in_reward"):
         raise SgpoError(
             f"{switch}: with algorithm.use_kl_in_reward=True no reward is known before the reference model has run, so no "
             "row can be left out; use a KL loss with sgpo.prune=force, or sgpo.prune=false"
@@ -256,7 +261,7 @@ def _switch(settings: Settings) -> str:
 def _check_prune(config: Mapping[str, Any], settings: Settings, switch: str) -> None:
     """Rows without advantage may only be left out where nothing else would have moved them."""
     actor = "actor_rollout_ref.actor"
-    moved = [key for key in (f"{actor}.use_kl_loss", f"{actor}.entropy_coeff") if _at(config, key)]
+    moved = [key for key in (f"{actor}.use_kl_loss", f"{actor}.entropy_coeff") if value_at(config, key)]
     if moved and settings.prune != "force" and (settings.prune or settings.train_fraction < 1):
         raise SgpoError(
             f"{switch}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "

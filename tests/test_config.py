@@ -184,6 +184,8 @@ def test_a_value_of_the_wrong_type_or_out_of_bounds_is_refused_by_name(key, valu
         ({"curriculum": {"steps": [3]}}, ["curriculum.steps", "curriculum.until=steps"]),
         ({"curriculum": {"until": "steps"}}, ["curriculum.steps", "curriculum.until=steps"]),
         ({"batch": {"unit": "prompts", "rollouts": 64}}, ["batch.rollouts", "batch.unit"]),
+        ({"curriculum": {"order": "custom"}}, ["curriculum.custom.path", "curriculum.custom.name"]),
+        ({"curriculum": {"custom": {"name": "Mine"}}}, ["sgpo.curriculum", "custom.name", "order=custom, not phases"]),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_in_one_short_line(node, words):
@@ -195,7 +197,7 @@ def test_settings_that_contradict_each_other_are_refused_in_one_short_line(node,
     assert "Value error" not in message  # not pydantic's words
 
 
-@pytest.mark.parametrize("path", leaves(), ids=".".join)
+@pytest.mark.parametrize("path", sorted(leaves().keys() - {("curriculum", "custom", "kwargs")}), ids=".".join)
 def test_no_setting_takes_a_mapping(path):
     with pytest.raises(SgpoError, match=rf"sgpo\.{'.'.join(path)}="):
         load_settings(nested(path, {"a": 1}))

@@ -13,7 +13,8 @@ from profiles import make_profile
 
 from sgpo_verl.config import load_settings
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import digest, make_plan
+from sgpo_verl.fingerprint import digest
+from sgpo_verl.plan import make_plan
 from sgpo_verl.prompts import TEXT
 from sgpo_verl.schedule import RunNumbers, share
 
@@ -212,8 +213,10 @@ def test_a_plan_holds_nothing_that_is_as_long_as_the_profile_but_positions():
     made = make_plan(make_profile(SUCCESSES), load_settings({}), NUMBERS)
     assert (made.class_P.dtype, len(made.class_P)) == ("int8", 16)
     assert {p.prompts_M.dtype.name for p in made.plan.phases} == {"int32"}
-    assert set(vars(made.plan)) == {"settings", "numbers", "phases", "steps", "rollouts", "counts", "prompts", "prior"}
+    short = {"settings", "numbers", "phases", "steps", "rollouts", "counts", "prompts"}
+    assert set(vars(made.plan)) == short | {"prior", "known"}
     assert made.plan.prior is None
+    assert made.plan.known is None
 
 
 @pytest.mark.parametrize("missing", ["fingerprint", "phase", "drawn", "spent", "total", "rewards"])

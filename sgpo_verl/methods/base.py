@@ -41,12 +41,8 @@ class Outcome:
         return self.kind != "mixed" if self.equal is None else self.equal
 
 
-class Method(Protocol):
-    """The interface of ``methods/*.py``. State must survive a round trip through state_dict exactly."""
-
-    def step_rollouts(self) -> int:
-        """What the next step is to ask ``next_groups`` for."""
-        ...
+class Chooser(Protocol):
+    """What a method of one's own has (``methods/custom.py``). State must survive a round trip through state_dict exactly."""
 
     def next_groups(self, rollouts: int) -> Groups:
         """Groups of a step, whose sizes sum to exactly ``rollouts``."""
@@ -70,6 +66,14 @@ class Method(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """What to log beside the counts, keys without the ``sgpo/`` prefix."""
+        ...
+
+
+class Method(Chooser, Protocol):
+    """The interface of ``methods/*.py``."""
+
+    def step_rollouts(self) -> int:
+        """What the next step is to ask ``next_groups`` for."""
         ...
 
 
