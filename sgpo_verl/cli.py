@@ -15,7 +15,7 @@ class _InOrder(typer.core.TyperGroup):
     """Lists the commands in the order in which they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        order = ["doctor", "profile", "plan", "simulate", "report", "bench", "demo"]
+        order = ["doctor", "data", "profile", "plan", "simulate", "report", "bench", "demo"]
         return [*order, *sorted(self.commands.keys() - set(order))]
 
 
@@ -34,6 +34,23 @@ class _ProfileGroup(typer.core.TyperGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="gsm8k, math, math500, dapo or aime2024.", metavar="NAME")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for train.parquet and test.parquet.")],
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Read it from this folder, file or hub name; default: its own.")
+    ] = None,
+) -> None:
+    """Write a public data set as verl reads it, every question once: GSM8K, MATH, MATH-500, DAPO-Math-17k, AIME 2024.
+
+    Example: sgpo data gsm8k -o data/gsm8k
+    """
+    from sgpo_verl.data.prepare import run
+
+    run(name, origin, output)
 
 
 profile = typer.Typer(cls=_ProfileGroup, pretty_exceptions_enable=False)
@@ -217,13 +234,29 @@ def demo(
     run_demo(directory, seed=seed, fresh=fresh)
 
 
-@app.command(context_settings=HYDRA)
-def doctor(context: typer.Context) -> None:
-    """Check the installation: versions, whether verl sees the plugin, and, with training arguments, the configuration."""
-    from sgpo_verl.doctor import run
+@app.command(context_settings=HYDRA, options_metavar="[OPTIONS] [OVERRIDES]...")
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")
+    ] = False,
+    seams: Annotated[
+        Path | None,
+        typer.Option(
+            "--seams", help="Only look whether this verl, a checkout or its package's folder, fits the plugin."
+        ),
+    ] = None,
+) -> None:
+    """Check the installation, and, given the arguments of a training command, what that run would do, without a GPU.
 
-    if not run(context.args):
-        raise typer.Exit(1)
+    Exit codes: 0 fine (warnings aside), 1 a check failed, 2 the arguments do not compose. The run itself refuses the same.
+
+    Example: sgpo doctor --config-dir recipes --config-name gsm8k_1.5b_sgpo
+    """
+    from sgpo_verl.doctor.command import run
+
+    if code := run(context.args, as_json, seams):
+        raise typer.Exit(code)
 
 
 def main() -> None:

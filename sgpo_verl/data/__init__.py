@@ -1,0 +1,1 @@
+"""Public data sets -> parquet files that verl trains on: what `sgpo data` does."""
