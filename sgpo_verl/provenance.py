@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import ProfileMetadata
 
@@ -57,10 +54,15 @@ def describe(
 
 def train_files(config: Mapping[str, Any]) -> list[str]:
     """data.train_files as a list of paths, whichever of verl's two forms it has."""
-    files = config["data"]["train_files"]
+    return files_at(config, "data.train_files")
+
+
+def files_at(config: Mapping[str, Any], key: str) -> list[str]:
+    """The same of data.train_files or data.val_files."""
+    files = config["data"].get(key.removeprefix("data."))
     files = [files] if isinstance(files, str) else files or []
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        raise SgpoError(f"data.train_files={files!r}: must be a file, or a list of files")
+        raise SgpoError(f"{key}={files!r}: must be a file, or a list of files")
     return files
 
 
@@ -79,34 +81,6 @@ def _hash_files(paths: list[str]) -> dict[str, str]:
 def is_remote(path: str) -> bool:
     """hdfs://, s3://, ...: a place that verl copies from. It goes by its name, not by its content."""
     return "://" in path
-
-
-def check_train_files(config: Mapping[str, Any]) -> None:
-    """Raises SgpoError naming the first file of data.train_files that is missing, unreadable or without rows."""
-    if not train_files(config):
-        raise SgpoError("data.train_files: names no file")
-    for path in train_files(config):
-        if is_remote(path):
-            continue  # verl fetches it where it trains
-        file = Path(path).expanduser()
-        if not file.is_file():
-            reason = "a folder; name its files" if file.is_dir() else "no such file"
-            raise SgpoError(f"data.train_files: cannot read {path} ({reason})")
-        if not (config["data"].get("custom_cls") or {}).get("path"):
-            if file.suffix not in (".parquet", ".json", ".jsonl"):
-                raise SgpoError(
-                    f"data.train_files: {path} is none of .parquet, .json, .jsonl, which is what verl reads"
-                )
-            if file.stat().st_size == 0:
-                raise SgpoError(f"data.train_files: {path} is empty; there is nothing to train on")
-        if file.suffix == ".parquet":
-            try:
-                rows = pq.read_metadata(file).num_rows
-            except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise SgpoError(f"data.train_files: {path} is not a readable parquet file ({reason})") from None
-            if rows == 0:
-                raise SgpoError(f"data.train_files: {path} has no rows; there is nothing to train on")
 
 
 def describe_model(path: str) -> dict[str, str]:
@@ -167,25 +141,6 @@ def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
     if path.startswith("pkg://"):
         return {"name": f"{path}:{custom['name']}", "sha256": _hash_module(path.removeprefix("pkg://")), **more}
     return {"name": custom["name"], "sha256": hash_file(path, "reward.custom_reward_function.path"), **more}
-
-
-def check_reward_function(config: Mapping[str, Any]) -> None:
-    """Raises SgpoError if the file of the custom reward function is no Python, or never mentions the function's name.
-
-    The file is compiled, not run: what it imports may need a machine that this is not.
-    """
-    custom = config["reward"].get("custom_reward_function") or {"path": None}
-    path, name = str(custom["path"] or "").removeprefix("file://"), custom.get("name")
-    if not path or path.startswith("pkg://"):
-        return
-    try:
-        code = compile(Path(path).expanduser().read_bytes(), path, "exec", dont_inherit=True)
-    except OSError as error:
-        raise SgpoError(f"reward.custom_reward_function.path: cannot read {path} ({error.strerror})") from None
-    except (SyntaxError, ValueError) as error:
-        raise SgpoError(f"reward.custom_reward_function.path: {path} is not valid Python ({error})") from None
-    if name not in code.co_names and ("*",) not in code.co_consts:
-        raise SgpoError(f"reward.custom_reward_function.name={name}: {path} defines no such function")
 
 
 def _hash_module(name: str) -> str:

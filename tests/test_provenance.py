@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from sgpo_verl import provenance
+from sgpo_verl.checks.data import TRAIN, check_files
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import differences
 from sgpo_verl.provenance import (
-    check_train_files,
     describe,
     describe_model,
     describe_reward,
@@ -124,7 +124,7 @@ def test_what_is_not_there_is_refused_by_its_key(run, path, value, message):
         node = node[part]
     node[path[-1]] = value
     with pytest.raises(SgpoError, match=message):
-        check_train_files(run)
+        check_files(run, TRAIN)
         described(run)
 
 
@@ -143,7 +143,7 @@ def test_a_data_file_that_holds_nothing_is_named(tmp_path, content, message):
     elif content is not None:
         file.write_bytes(content)
     with pytest.raises(SgpoError, match=rf"data\.train_files: {message}"):
-        check_train_files({"data": {"train_files": str(file)}})
+        check_files({"data": {"train_files": str(file)}}, TRAIN)
 
 
 def test_train_files_is_one_path_or_a_list():

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
 from sgpo_verl import __version__
+from sgpo_verl.checks.data import TRAIN, check_names, check_row
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Groups, Method
 from sgpo_verl.metrics import Ledger
@@ -34,11 +35,7 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
     if type(dataset).__getitem__ is RLHFDataset.__getitem__:
         frame = dataset.dataframe
         names = frame.column_names
-        if missing := [name for name in ("data_source", dataset.prompt_key) if name not in names]:
-            raise SgpoError(
-                f"data.train_files: no column {' and no column '.join(missing)}; there are {', '.join(names)} "
-                "(data.prompt_key names the column of the prompt)"
-            )
+        check_names(TRAIN, dataset.prompt_key, names)
         if (prompts := _identify_columns(frame, dataset.prompt_key)) is not None:
             return prompts
         extra = frame["extra_info"] if "extra_info" in names else [None] * len(frame)
@@ -49,7 +46,7 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
         rows = ((r["data_source"], r.get("extra_info"), r["raw_prompt"], r.get("reward_model")) for r in items)
     sources, indices, contents = [], [], []
     for row, (source, extra_info, messages, reward_model) in enumerate(rows):
-        _check_row(row, source, extra_info, messages, reward_model)
+        check_row(TRAIN, row, source, extra_info, messages, reward_model)
         sources.append(source)
         indices.append((extra_info or {}).get("index"))
         contents.append([messages, (reward_model or {}).get("ground_truth")])
@@ -80,20 +77,6 @@ def _identify_columns(frame: datasets.Dataset, prompt_key: str) -> Prompts | Non
     if indices.null_count or sources.null_count:
         return None
     return identify_indexed(sources, indices.to_numpy().astype(np.int64))
-
-
-def _check_row(row: int, source: Any, extra_info: Any, messages: Any, reward_model: Any) -> None:
-    """Raises SgpoError naming the row and the column that is not as verl's data format has it."""
-    for name, value in (("extra_info", extra_info), ("reward_model", reward_model)):
-        if value is not None and not isinstance(value, Mapping):
-            raise SgpoError(f"data.train_files: row {row}: {name} is {value!r:.60}, not a mapping")
-    if not isinstance(source, str):
-        raise SgpoError(f"data.train_files: row {row}: data_source is {source!r:.60}, not a text")
-    if not isinstance(messages, Sequence | np.ndarray) or not all(isinstance(m, Mapping) for m in messages):
-        raise SgpoError(
-            f"data.train_files: row {row}: the prompt is {messages!r:.60}, not a list of messages such as "
-            '[{"role": "user", "content": ...}]'
-        )
 
 
 class CurriculumDataLoader:

@@ -6,7 +6,7 @@ words; when that fails, the line is repeated here, after Ray's traceback.
 
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,12 +16,18 @@ from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayActorError
 
 from sgpo_verl.binding.verl_version import check_verl_version
+from sgpo_verl.binding.verls_checks import check_engines, check_loads, check_verls
 from sgpo_verl.binding.watch import AGAIN
+from sgpo_verl.checks.batch import check_batch
+from sgpo_verl.checks.data import check_data
+from sgpo_verl.checks.devices import check_devices
+from sgpo_verl.checks.findings import Check, Finding, examine
+from sgpo_verl.checks.model import check_model
+from sgpo_verl.checks.output import check_output
+from sgpo_verl.checks.profile import check_profile
+from sgpo_verl.checks.reward import check_reward
 from sgpo_verl.errors import SgpoError
-from sgpo_verl.plan import make_plan
-from sgpo_verl.profile import differences, load_profile
-from sgpo_verl.provenance import check_reward_function, check_train_files, describe
-from sgpo_verl.run_config import check_supported, numbers_of, settings_of
+from sgpo_verl.run_config import check_supported, settings_of, value_at
 
 
 class Preflight(Callback):
@@ -31,7 +37,7 @@ class Preflight(Callback):
         try:
             _check_loaded()
             ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            check_run(OmegaConf.to_container(ours, resolve=True))
+            _say_all(examine(CHECKS, OmegaConf.to_container(ours, resolve=True)))
         except OmegaConfBaseException as error:  # Hydra would go on without us
             _refuse(SgpoError("the configuration does not resolve: " + " ".join(str(error).split())))
         except SgpoError as error:
@@ -58,30 +64,55 @@ def _check_loaded() -> None:
         )
 
 
-def check_run(config: dict[str, Any]) -> None:
-    """Everything that the resolved configuration alone can tell. Raises SgpoError."""
+def check_method(config: dict[str, Any]) -> str:
+    """Whether what the method is made of fits together, and fits verl's settings."""
     check_verl_version()
     check_supported(config)
-    numbers = numbers_of(config)
-    settings = settings_of(config)
-    check_train_files(config)
-    check_reward_function(config)
-    wanted = describe(config, settings.success_threshold, settings.seed)
-    if settings.profile.path is None:
-        return
-    profile = load_profile(settings.profile.path)
-    lines = differences(profile.metadata, wanted)
-    if lines and not settings.profile.allow_mismatch:
-        raise SgpoError(mismatch(Path(settings.profile.path), lines))
-    make_plan(profile, settings, numbers)
+    if "sgpo" not in config:
+        return "stock GRPO, without +sgpo"
+    s = settings_of(config)
+    parts = {
+        "allocation": s.allocation,
+        "filter": s.filter.by,
+        "curriculum": s.curriculum.order,
+        "advantage": s.advantage,
+    }
+    made_of = ", ".join(f"{name}={value}" for name, value in parts.items())
+    return f"{s.method}: {made_of}{', prune' if s.prune else ''}; {value_at(config, 'trainer.v1.trainer_mode')}"
 
 
-def mismatch(path: Path, lines: list[str]) -> str:
-    """The words for a profile of another model, data, sampling or reward."""
-    return (
-        f"{path}: is not a profile of this run ({'; '.join(lines)}): profile again with `sgpo profile`, or set "
-        "sgpo.profile.allow_mismatch=true"
-    )
+CHECKS: tuple[Check, ...] = (
+    ("method", check_method),
+    ("devices", check_devices),
+    ("batch", check_batch),
+    ("verl's own checks", check_verls),
+    ("data", check_data),
+    ("model", check_model),
+    ("tokenizer", check_loads),
+    ("reward function", check_reward),
+    ("profile", check_profile),
+    ("output", check_output),
+    ("engines", check_engines),
+)
+
+
+def check_run(config: dict[str, Any]) -> None:
+    """Everything that the resolved configuration, and the files that it names, can tell. Raises SgpoError."""
+    for finding in examine(CHECKS, config):
+        if finding.status == "fail":
+            raise SgpoError(finding.text, finding.fix)
+
+
+def _say_all(findings: Iterable[Finding]) -> None:
+    """Every refusal and every doubt, a line each; ends the process if something is refused."""
+    found = [finding for finding in findings if finding.status in ("fail", "warn")]
+    sys.stdout.flush()
+    for finding in sorted(
+        found, key=lambda finding: finding.status, reverse=True
+    ):  # refusals last, where they are seen
+        print(f"sgpo: {'warning: ' * (finding.status == 'warn')}{finding.line}", file=sys.stderr, flush=True)
+    if any(finding.status == "fail" for finding in found):
+        sys.exit(2)
 
 
 def _refuse(error: SgpoError) -> NoReturn:

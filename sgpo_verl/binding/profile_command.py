@@ -20,10 +20,11 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from sgpo_verl import profile_view
 from sgpo_verl.binding.dataloader import identify_dataset
+from sgpo_verl.binding.named import named
 from sgpo_verl.binding.preflight import check_run
 from sgpo_verl.binding.profiler import Target, make_profile
-from sgpo_verl.binding.servers import check_profilable
 from sgpo_verl.binding.session import metadata_for
+from sgpo_verl.checks.profile import check_profilable
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import Profile, check_writable, differences, load_profile
@@ -66,9 +67,9 @@ def run(plain: dict[str, Any], output: Path | None, force: bool = False, add: in
 def load_target(plain: dict[str, Any], settings: Settings) -> Target:
     """The data set, tokenizer and identities of a training configuration, loaded as verl does."""
     config = OmegaConf.create(plain)
-    with _named(f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: cannot be loaded"):
+    with named(f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: cannot be loaded"):
         model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
-    with _named("data.train_files: verl cannot read it"):
+    with named("data.train_files: verl cannot read it"):
         dataset = create_rl_dataset(
             config.data.train_files,
             config.data,
@@ -109,21 +110,6 @@ def _existing(
         return None, None
     base = existing.align(target.prompts.keys_P, str(output), target.prompts.index_P)
     return base.table["trials"].to_numpy() + add, base
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Whatever verl or a library raises for bad input, as one line. Raises SgpoError."""
-    try:
-        yield
-    except SgpoError:
-        raise
-    except Exception as error:
-        cause = error
-        while isinstance(cause.__cause__, Exception):  # the first of the chain is the reason
-            cause = cause.__cause__
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
-        raise SgpoError(f"{what} ({type(cause).__name__}: {reason[:300]})") from error
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from sgpo_verl.adaptive import next_samples
 from sgpo_verl.binding.fleet import PromptFailed
 from sgpo_verl.binding.samplers import Sampler, choose, request_seed
-from sgpo_verl.binding.servers import check_profilable
 from sgpo_verl.binding.sources import SamplerStart, load_hf_config, sampler_for
+from sgpo_verl.checks.profile import check_profilable
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import generate_flops, shape_from_config
 from sgpo_verl.counts import Sampled

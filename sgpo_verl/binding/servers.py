@@ -20,20 +20,6 @@ from sgpo_verl.errors import SgpoError
 logger = logging.getLogger(__name__)
 
 
-def check_profilable(config: DictConfig) -> None:
-    """Refuse what would not be sampled and scored as training does. Raises SgpoError naming the key."""
-    if config.actor_rollout_ref.model.get("lora_adapter_path"):
-        raise SgpoError(
-            "actor_rollout_ref.model.lora_adapter_path: profiling would sample the model without its adapter; bring a "
-            "profile made elsewhere as sgpo.profile.path"
-        )
-    if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
-        raise SgpoError(
-            "reward.reward_model: a reward model that shares the actor's devices cannot score while profiling; give it "
-            "its own with reward.reward_model.enable_resource_pool=True"
-        )
-
-
 @dataclass(frozen=True)
 class Replicas:
     """verl's rollout replicas standing alone. urls: of their HTTP servers."""

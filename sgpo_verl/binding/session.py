@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sgpo_verl.binding.dataloader import CurriculumDataLoader, identify_dataset
-from sgpo_verl.binding.preflight import mismatch
 from sgpo_verl.binding.profiler import Target, make_profile
 from sgpo_verl.binding.sources import load_hf_config
+from sgpo_verl.checks.profile import mismatch
 from sgpo_verl.config import Settings
 from sgpo_verl.cost import ModelShape, shape_from_config
 from sgpo_verl.errors import SgpoError

@@ -1,0 +1,100 @@
+"""Runs the checks and shows what they found. Exit codes: 0 all fine, warnings aside; 1 a check failed; 2 bad input."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sgpo_verl.checks.findings import Check, Finding, Unseen, examine
+from sgpo_verl.doctor import machine, plugin, screen, versions
+from sgpo_verl.errors import SgpoError
+
+FINE, FAILED, BAD_INPUT = 0, 1, 2
+GROUPS = (("versions", versions.checks), ("plugin", plugin.checks), ("this machine", machine.checks))
+
+
+class Doctor:
+    """console: where findings are shown as they are made; None: they are only kept."""
+
+    def __init__(self, console: Console | None):
+        self.console, self.findings = console, []
+
+    def look_at(self, title: str, checks: Iterable[Check], subject: Any = None) -> list[Finding]:
+        """Make the checks, under a heading."""
+        if self.console:
+            screen.heading(self.console, title)
+        found = []
+        for finding in examine(checks, subject):
+            found.append(finding)
+            if self.console:
+                screen.show(self.console, finding)
+        self.findings += found
+        return found
+
+    def look_at_run(self, arguments: Sequence[str]) -> tuple[int, list[str]]:
+        """(exit code, what will happen) of a training command's arguments."""
+        from sgpo_verl.run_config import compose
+
+        try:
+            config = compose(arguments)
+        except SgpoError as error:
+            self.look_at("this run", [("configuration", partial(_refuse, error))])
+            return BAD_INPUT, []
+        from sgpo_verl.binding.preflight import CHECKS
+
+        found = self.look_at("this run", [("configuration", lambda _: "composes"), *CHECKS], config)
+        if any(finding.status in ("fail", "skip") for finding in found):
+            return FAILED, []
+        from sgpo_verl.doctor.story import story
+
+        lines = list(story(config))
+        if self.console:
+            screen.heading(self.console, "what will happen")
+            screen.told(self.console, lines)
+        return FINE, lines
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.status == "fail" for finding in self.findings)
+
+
+def _refuse(error: SgpoError, _: Any) -> str:
+    raise error
+
+
+def run(arguments: Sequence[str], as_json: bool = False, seams: Path | None = None) -> int:
+    """``sgpo doctor``. arguments: of a training command, if one is to be looked at. seams: hold this verl, and nothing else,
+    against the list of what the plugin uses. Returns the exit code."""
+    os.environ.setdefault(
+        "VERL_LOGGING_LEVEL", "ERROR"
+    )  # what verl lacks on a machine without a GPU is not the question
+    warnings.simplefilter("ignore")
+    output = sys.stdout
+    doctor = Doctor(None if as_json else Console(file=output, highlight=False))
+    with contextlib.redirect_stdout(sys.stderr):  # what verl and others print on being imported
+        code, lines = _examine(doctor, arguments, seams)
+    if as_json:
+        print(screen.as_json(code, doctor.findings, lines), file=output)
+    elif doctor.console:
+        screen.verdict(doctor.console, doctor.findings)
+    return code
+
+
+def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tuple[int, list[str]]:
+    if seams is not None:
+        doctor.look_at(f"verl in {seams}", [("seams", partial(plugin.check_seams, seams))])
+        return (FAILED if doctor.failed else FINE), []
+    for title, checks in GROUPS:
+        doctor.look_at(title, checks())
+    code, lines = FINE, []
+    if arguments and doctor.failed:
+        doctor.look_at("this run", [("configuration", partial(_refuse, Unseen("mend the installation first")))])
+    elif arguments:
+        code, lines = doctor.look_at_run(arguments)
+    return (max(code, FAILED) if doctor.failed else code), lines
