@@ -37,7 +37,8 @@ KL_COEFFICIENT = 0.3
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 
-def overrides(folder: Path, ranks: int) -> list[str]:
+def overrides(folder: Path, ranks: int, **more) -> list[str]:
+    """Of a run on FSDP2; ``more`` for another engine."""
     dynamic = ranks == 1  # with several ranks, the other way of cutting micro-batches
     settings = {
         "algorithm.adv_estimator": None,
@@ -63,6 +64,7 @@ def overrides(folder: Path, ranks: int) -> list[str]:
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 4,
+        **more,
     }
     arguments = tiny.overrides(folder, **settings)
     return [
@@ -164,8 +166,8 @@ def build(config):
 
 
 class Rig:
-    def __init__(self, folder: Path, ranks: int):
-        config = OmegaConf.create(compose(overrides(folder, ranks)))
+    def __init__(self, folder: Path, arguments: list[str]):
+        config = OmegaConf.create(compose(arguments))
         environment = OmegaConf.merge(get_ppo_ray_runtime_env(config), {"env_vars": {"TRANSFER_QUEUE_ENABLE": "1"}})
         started = OmegaConf.to_container(config.ray_kwargs.ray_init) | {
             "runtime_env": OmegaConf.to_container(environment)
@@ -183,7 +185,8 @@ class Rig:
     def weights(self) -> dict[str, torch.Tensor]:
         place = self.folder / "weights"
         self.ours.actor_rollout_wg.save_checkpoint(str(place), None, 1)
-        return load_file(place / "huggingface" / "model.safetensors")
+        [file] = place.rglob("*.safetensors")
+        return load_file(file)
 
     def train(self, trainer, sizes, correct, settings, updates, mode, kl, seed=0) -> dict:
         """One step, from wherever the weights are."""
@@ -236,7 +239,7 @@ def replaced(session, numbers, settings):
 
 
 def main(folder: Path, ranks: int, out: Path) -> None:
-    rig = Rig(folder, ranks)
+    rig = Rig(folder, overrides(folder, ranks))
     for name, (_, _, _, updates) in BATCHES.items():
         for number, mode in itertools.product(updates, MODES):
             rig.case(name, "ours", number, mode, False)

@@ -16,8 +16,8 @@ REPO = Path(__file__).resolve().parent.parent
 ALPHABET = "0123456789=+"
 
 
-def make_model(folder: Path) -> Path:
-    """A random 2-layer Llama of width 64 over single characters, with tokenizer and chat template."""
+def make_model(folder: Path, layers: int = 2) -> Path:
+    """A random Llama of width 64 over single characters, with tokenizer and chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,7 +34,7 @@ def make_model(folder: Path) -> Path:
             vocab_size=len(vocabulary),
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=64,
@@ -137,7 +137,7 @@ def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen:
         )
 
 
-def train(run_dir: Path, arguments: list[str], timeout: float = 600) -> subprocess.Popen:
+def train(run_dir: Path, arguments: list[str], timeout: float = 1200) -> subprocess.Popen:
     """A run to its end."""
     process = start(run_dir, arguments)
     try:
@@ -147,7 +147,7 @@ def train(run_dir: Path, arguments: list[str], timeout: float = 600) -> subproce
     return process
 
 
-def wait_until(happened, process: subprocess.Popen, timeout: float = 300) -> None:
+def wait_until(happened, process: subprocess.Popen, timeout: float = 900) -> None:
     """Poll until ``happened()``. Fails the test if the run ends or the time is over before."""
     end = time.monotonic() + timeout
     while not happened():

@@ -18,6 +18,17 @@ from sgpo_verl.minibatches import kept_share, micro_batch_size, spread_padding
 from sgpo_verl.selection import Selection
 
 
+def micro_batch_group(config: DictConfig) -> int:
+    """Micro-batches of an update come in multiples of this: of the pipeline's stages, where Megatron interleaves them
+    (``virtual_pipeline_model_parallel_size``); else 1."""
+    actor = config.actor_rollout_ref.actor
+    megatron = actor.megatron if actor.strategy == "megatron" else {}
+    if (megatron.get("virtual_pipeline_model_parallel_size") or 1) == 1:
+        return 1
+    given = megatron.override_transformer_config.get("microbatch_group_size_per_vp_stage")
+    return given or megatron.pipeline_model_parallel_size
+
+
 @dataclass
 class Rows:
     """kept, left_out: together the sampled rows. counted: how many of them the loss divides by. filler: of those
@@ -96,7 +107,7 @@ class Rows:
         actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
         if not actor.use_dynamic_bsz:
             most = min(actor.ppo_micro_batch_size_per_gpu, rollout.log_prob_micro_batch_size_per_gpu)
-            cell = len(batch) // (self.ranks * self.updates)
+            cell = len(batch) // (self.ranks * self.updates * micro_batch_group(config))
             batch.extra_info["micro_batch_size_per_gpu"] = micro_batch_size(cell, most)
         return batch
 

@@ -27,7 +27,7 @@ from sgpo_verl.binding.checkpoints import not_saved, resumed_state
 from sgpo_verl.binding.dataloader import PROMPT, ROLLOUT_N
 from sgpo_verl.binding.outcomes import rollouts_of, sampled_of, tokens_of
 from sgpo_verl.binding.replay import WatchedBuffer
-from sgpo_verl.binding.rows import Rows
+from sgpo_verl.binding.rows import Rows, micro_batch_group
 from sgpo_verl.binding.session import Session
 from sgpo_verl.binding.watch import AGENT_LOOP, Watch, check_servers, died
 from sgpo_verl.errors import SgpoError
@@ -220,7 +220,7 @@ class SgpoTrainer:
             self._rows = Rows.choose(batch, self._loss_tokens(batch), selection, sessions, self.config)
             planned = self.sgpo.plan.numbers.updates_per_step // self.parameter_sync_step
             self._updates = updates_of(len(self._rows.kept), planned)
-            self._rows.fill_up(ranks_of(self.actor_rollout_wg) * self._updates)
+            self._rows.fill_up(self._get_required_batch_multiple(ranks_of(self.actor_rollout_wg)))
         balanced = super()._balance_batch(self._rows.kept, metrics, *args, **kwargs)
         with self._our_time():
             self._rows.arrange(balanced, self._ranks, self._updates)
@@ -234,9 +234,10 @@ class SgpoTrainer:
         return data["response_mask"].sum(dim=1).tolist()
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        """Rows that divide evenly among data-parallel ranks in each of the baseline's optimizer updates."""
+        """Rows that divide evenly among data-parallel ranks in each of the baseline's optimizer updates, into as many
+        micro-batches as the engine's pipeline wants."""
         self._ranks = dp_size
-        return dp_size * self._updates
+        return dp_size * self._updates * micro_batch_group(self.config)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         return super()._compute_old_log_prob(self._rows.sized(batch, self.config), metrics)
