@@ -108,28 +108,28 @@ def _check_columns(columns: Iterable[str], source: Source, place: str) -> None:
 
 def select(rows: Iterable[Mapping[str, Any]], source: Source, place: str) -> Kept:
     """Every question once. One that the rows answer in two ways is left out, for who knows which is right."""
-    first: dict[str, int] = {}
+    first: dict[str, int] = {}  # the row in which a question is asked first
     questions: dict[int, Question] = {}
     times: dict[int, int] = {}
-    count = unanswered = 0
     contradicted: set[int] = set()
+    count = unanswered = 0
     for count, row in enumerate(rows, start=1):
         question = _question(row, source, f"{place}, row {count - 1}")
         if not question.answer:
             unanswered += 1
             continue
         asked = "\0".join(message["content"] for message in question.messages)
-        place_of_first = first.setdefault(asked, count - 1)
-        times[place_of_first] = times.get(place_of_first, 0) + 1
-        if place_of_first == count - 1:
-            questions[place_of_first] = question
-        elif questions[place_of_first].answer != question.answer:
-            contradicted.add(place_of_first)
-    for row in contradicted:
-        del questions[row]
+        begun = first.setdefault(asked, count - 1)
+        times[begun] = times.get(begun, 0) + 1
+        if begun == count - 1:
+            questions[begun] = question
+        elif questions[begun].answer != question.answer:
+            contradicted.add(begun)
+    for begun in contradicted:
+        del questions[begun]
     if not questions:
         raise SgpoError(f"{place}: no row with an answer in {source.columns[-1]}: is it {source.hub}, or a copy of it?")
-    lost = sum(times[row] for row in contradicted)
+    lost = sum(times[begun] for begun in contradicted)
     return Kept(questions, count, count - unanswered - lost - len(questions), lost, unanswered)
 
 
