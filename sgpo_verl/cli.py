@@ -2,9 +2,8 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 
@@ -14,7 +13,7 @@ from sgpo_verl.errors import SgpoError
 class _InOrder(typer.core.TyperGroup):
     """Lists the commands in the order in which they are used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         order = ["doctor", "data", "profile", "plan", "simulate", "report", "bench", "demo"]
         return [*order, *sorted(self.commands.keys() - set(order))]
 
@@ -32,7 +31,7 @@ HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 class _ProfileGroup(typer.core.TyperGroup):
     """``sgpo profile <overrides>`` is ``sgpo profile run <overrides>``: what is no subcommand is an argument of ``run``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 

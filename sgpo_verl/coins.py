@@ -50,10 +50,16 @@ def synthetic(prompts: int, seed: int) -> Coins:
     rng = np.random.default_rng([seed, 0])
     trivial, hopeless = round(TRIVIAL * prompts), round(HOPELESS * prompts)
     rate_P = np.zeros(prompts)
-    rate_P[:trivial] = sigmoid(rng.uniform(*logit(np.array(EASY)), trivial))
-    rate_P[trivial + hopeless :] = sigmoid(rng.uniform(*logit(np.array(BETWEEN)), prompts - trivial - hopeless))
+    rate_P[:trivial] = _between(rng, EASY, trivial)
+    rate_P[trivial + hopeless :] = _between(rng, BETWEEN, prompts - trivial - hopeless)
     rng.shuffle(rate_P)
     return Coins(rate_P, np.full(prompts, PROMPT), _answer_tokens(rate_P))
+
+
+def _between(rng: np.random.Generator, rates: tuple[float, float], prompts: int) -> np.ndarray:
+    """Pass rates whose logits are uniform."""
+    low, high = logit(np.array(rates))
+    return sigmoid(rng.uniform(low, high, prompts))
 
 
 def _answer_tokens(rate_P: np.ndarray) -> np.ndarray:
@@ -72,14 +78,13 @@ def from_profile(profile: Profile, seed: int) -> Coins:
     unsolved_U = rng.permutation(np.flatnonzero((wins_P == 0) & (trials_P > 0)))
     rate_P[unsolved_U[int((wins_P == 1).sum()) :]] = 0.0
     rate_P[trials_P == 0] = 0.0
-    if not profile.has_lengths:
-        lengths = {"prompt_tokens": round(PROMPT), "response_tokens_mean": _answer_tokens(rate_P)}
-        lengths = {name: np.where(trials_P > 0, values, 0) for name, values in lengths.items()}
-        profile = replace(profile, table=table.assign(**lengths))
-    columns = (profile.table[name].to_numpy(float) for name in ("prompt_tokens", "response_tokens_mean"))
     sampled_P = trials_P > 0
-    filled = (np.where(sampled_P, tokens_P, tokens_P.sum() / max(1, sampled_P.sum())) for tokens_P in columns)
-    return Coins(rate_P, *filled, profile)
+    if not profile.has_lengths:
+        prompt_P, response_P = np.where(sampled_P, round(PROMPT), 0), np.where(sampled_P, _answer_tokens(rate_P), 0)
+        profile = replace(profile, table=table.assign(prompt_tokens=prompt_P, response_tokens_mean=response_P))
+    lengths = (profile.table[name].to_numpy(float) for name in ("prompt_tokens", "response_tokens_mean"))
+    prompt_P, response_P = (np.where(sampled_P, P, P.sum() / max(1, sampled_P.sum())) for P in lengths)
+    return Coins(rate_P, prompt_P, response_P, profile)
 
 
 def profiled(coins: Coins, settings: Settings, seed: int) -> Profile:

@@ -23,7 +23,8 @@ class _Node(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, Prune):
+        annotation: Any = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation not in (bool, Prune):
             raise PydanticCustomError("bool", "true and false are no value for this")
         return value
 
@@ -58,7 +59,7 @@ class ProfileSettings(_Node):
     )
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "ProfileSettings":
         if self.endpoints is not None and not self.endpoints:
             raise ValueError("endpoints is an empty list; name a URL, or null")
         if self.endpoints and self.sampler == "agent_loop":
@@ -90,7 +91,7 @@ class GroupSizeSettings(_Node):
     )
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> "GroupSizeSettings":
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is larger than max ({self.max})")
         return self
@@ -159,7 +160,7 @@ class GresoSettings(_Node):
     )
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> "GresoSettings":
         if not self.least <= self.start <= self.most:
             raise ValueError(f"start ({self.start}) is outside [least, most] = [{self.least}, {self.most}]")
         return self
@@ -176,7 +177,7 @@ class AeroSettings(_Node):
     )
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> "AeroSettings":
         if self.most < self.explore:
             raise ValueError(f"most ({self.most}) is smaller than explore ({self.explore})")
         return self
@@ -283,14 +284,14 @@ class Settings(_Node):
         return filled(node) if isinstance(node, Mapping) else node
 
     @model_validator(mode="after")
-    def _parts_fit(self):
+    def _parts_fit(self) -> "Settings":
         for wrong, reason in misfits(self):
             if wrong:
                 raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "Settings":
         if self.curriculum.steps is not None and self.curriculum.until != "steps":
             raise ValueError("curriculum.steps is only read with curriculum.until=steps")
         if self.curriculum.steps is None and self.curriculum.until == "steps":

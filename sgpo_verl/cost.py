@@ -8,6 +8,7 @@ per pass (old log-probs, reference log-probs), train 6N. N leaves the embedding 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sgpo_verl.errors import SgpoError
 
@@ -33,11 +34,11 @@ class ModelShape:
             return 0.0
         return 2.0 * self.parameters * tokens + 2.0 * self.attention * tokens * (tokens / rows)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def shape_from_config(config: dict, source: str = "config.json") -> ModelShape:
+def shape_from_config(config: dict[str, Any], source: str = "config.json") -> ModelShape:
     """The shape of a Hugging Face model configuration (its ``config.json`` as a dict).
 
     Dense and mixture-of-experts decoders with gated MLPs (Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen-MoE, ...); of
@@ -50,7 +51,7 @@ def shape_from_config(config: dict, source: str = "config.json") -> ModelShape:
         raise SgpoError(f"{source}: does not describe a model ({error})") from None
 
 
-def _shape(config: dict, source: str) -> ModelShape:
+def _shape(config: dict[str, Any], source: str) -> ModelShape:
     try:
         hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
         dense_width = config["intermediate_size"]

@@ -1,6 +1,7 @@
 """What a plan will cost, before anything is trained: rollouts, tokens and FLOPs beside stock GRPO on the same data."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,9 @@ def chooses_on_the_way(settings: Settings) -> bool:
     return bool({"greso", "posterior", "custom", "rescue", "mixed"} & set(parts)) or settings.advantage == "aero"
 
 
-def _forecast(made: ProfiledPlan, shape: ModelShape, parts: list, samples: int, profile_flops: float) -> Forecast:
+def _forecast(
+    made: ProfiledPlan, shape: ModelShape, parts: list[tuple[Any, ...]], samples: int, profile_flops: float
+) -> Forecast:
     table, numbers = made.profile.table, made.plan.numbers
     pass_rate_P = (table["successes"] / table["trials"].clip(lower=1)).to_numpy()
     prompt_P, response_P = table["prompt_tokens"].to_numpy(float), table["response_tokens_mean"].to_numpy(float)

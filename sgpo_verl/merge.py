@@ -3,7 +3,7 @@
 A: gsm8k:17  8 trials, 3 successes        B: gsm8k:17  8 trials, 1 success        merged: 16 trials, 4 successes
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -12,6 +12,8 @@ import pandas as pd
 
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.profile import SCHEMA, Profile, ProfileMetadata, differences
+
+Rows = slice | np.ndarray  # places in the sum, of the rows of one table
 
 
 def merge(profiles: Sequence[Profile], names: Sequence[str] | None = None) -> Profile:
@@ -70,7 +72,8 @@ def _shared(a: pd.DataFrame, b: pd.DataFrame) -> str | None:
 def _sum(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     keys = tables[0]["prompt_key"]
     if all(len(t) == len(keys) and t["prompt_key"].equals(keys) for t in tables[1:]):
-        code_of, first = [slice(None)] * len(tables), tables[0]  # the usual case, without looking any key up
+        code_of: list[Rows] = [slice(None)] * len(tables)  # the usual case, without looking any key up
+        first = tables[0]
     else:
         code_R, _ = pd.factorize(pd.concat([t["prompt_key"] for t in tables], ignore_index=True))
         starts = np.cumsum([0, *map(len, tables)])
@@ -79,7 +82,7 @@ def _sum(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         first = _rows(tables, rows, starts)
     count = len(first)
 
-    def total(values) -> np.ndarray:
+    def total(values: Callable[[pd.DataFrame], pd.Series]) -> np.ndarray:
         sums = np.zeros(count)
         for code, table in zip(code_of, tables, strict=True):
             sums[code] += values(table).to_numpy(np.float64)  # a key is once in a table, so += adds each row once
@@ -121,7 +124,7 @@ def _rows(tables: Sequence[pd.DataFrame], rows: np.ndarray, starts: np.ndarray) 
     return frame.astype({"data_source": "category"})
 
 
-def _failures(tables: Sequence[pd.DataFrame], code_of: Sequence, trials_P: np.ndarray) -> pd.Series:
+def _failures(tables: Sequence[pd.DataFrame], code_of: Sequence[Rows], trials_P: np.ndarray) -> pd.Series:
     """The reason of each prompt that still has no trials, None for the others."""
     reason_P = np.full(len(trials_P), None, dtype=object)
     for code, table in zip(code_of, tables, strict=True):

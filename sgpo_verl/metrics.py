@@ -77,7 +77,9 @@ class Ledger:
                 f"checkpoint: lacks {', '.join(missing)} in its sgpo totals: start a new run from its weights"
             )
         wrong = [
-            f"{item.name}={state[item.name]!r:.60}" for item in fields(self) if not _fits(state[item.name], item.type)
+            f"{item.name}={state[item.name]!r:.60}"
+            for item in fields(self)
+            if not _fits(state[item.name], item.type is int)
         ]
         if wrong:
             raise SgpoError(
@@ -87,9 +89,9 @@ class Ledger:
             setattr(self, item.name, state[item.name])
 
 
-def _fits(value: Any, kind: type) -> bool:
-    """Whether a value can be a total: a number that is not negative, a whole one where ``kind`` is int."""
-    number = Integral if kind is int else Real
+def _fits(value: Any, whole: bool) -> bool:
+    """Whether a value can be a total: a number that is not negative, and a whole one where it must be."""
+    number: Any = Integral if whole else Real
     return isinstance(value, number) and not isinstance(value, bool) and 0 <= value < 1e300
 
 
@@ -105,7 +107,7 @@ class StepRollouts:
 class StepTotals:
     """What one training step generated and trained, over all its local updates (verl's parameter_sync_step of them)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.tokens: list[StepTokens] = []
         self.rollouts: list[StepRollouts] = []

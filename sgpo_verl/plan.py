@@ -18,7 +18,7 @@ from sgpo_verl.methods.custom import Context, Custom, Known
 from sgpo_verl.methods.greso import Greso
 from sgpo_verl.methods.paper import Class, classify, group_size, phases
 from sgpo_verl.posterior import Posterior
-from sgpo_verl.profile import Profile
+from sgpo_verl.profile import Keys, Profile
 from sgpo_verl.schedule import RunNumbers, phase_steps, step_rollouts, steps_of_passes, stock_steps, whole_batches
 
 
@@ -140,7 +140,7 @@ def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Prof
     size_P = group_size(trials_D, successes_D, settings.group_size)[which_P]
     table = profile.table
     tokens_P = (table["prompt_tokens"] + table["response_tokens_mean"]).to_numpy(np.float32)
-    prior = _prior(settings, *(table[name].to_numpy() for name in ("trials", "successes")), tokens_P)
+    prior = _prior(settings, table["trials"].to_numpy(), table["successes"].to_numpy(), tokens_P)
     listed = phases(class_P, size_P, settings.filter, settings.seed)
     phase_list = listed if settings.curriculum.order == "phases" else [merged(listed)]
     plan = _schedule(_sized(phase_list, settings, numbers), settings, numbers, digest(profile), len(profile), prior)
@@ -150,7 +150,7 @@ def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Prof
     return ProfiledPlan(plan, profile, class_P)
 
 
-def plan_without_profile(keys_P: Sequence[str], settings: Settings, numbers: RunNumbers) -> Plan:
+def plan_without_profile(keys_P: Keys | Sequence[str], settings: Settings, numbers: RunNumbers) -> Plan:
     """The schedule of a method that needs no profile: every prompt may be drawn. Raises SgpoError as ``make_plan``."""
     count = len(keys_P)
     nothing_P = np.zeros(count, dtype=np.int32)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +15,9 @@ from sgpo_verl.methods.paper import Class
 from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
 from sgpo_verl.views import check_picture, new_table, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {
     Class.TRIVIAL: "#9aa5b1",
@@ -150,13 +153,15 @@ def draw(made: ProfiledPlan, shape: ModelShape | None, path: Path) -> None:
     rates, phases, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_rates(rates, made)
     _draw_phases(phases, made.plan)
-    _draw_forecast(cost, _name(made.plan), *forecast(made, shape))
+    stock, ours = forecast(made, shape)
+    assert ours is not None, "what chooses on the way was refused above"
+    _draw_forecast(cost, _name(made.plan), stock, ours)
     for axes in (rates, phases, cost):
         axes.spines[["top", "right"]].set_visible(False)
     save_picture(figure, path)
 
 
-def _draw_rates(axes, made: ProfiledPlan) -> None:
+def _draw_rates(axes: "Axes", made: ProfiledPlan) -> None:
     edges, counts = pass_rate_bins(made)
     below = np.zeros(counts.shape[1])
     for kind in COLOURS:
@@ -167,21 +172,21 @@ def _draw_rates(axes, made: ProfiledPlan) -> None:
         below += counts[kind]
     axes.set(title=f"pass rates of {len(made.class_P)} prompts", xlabel="pass rate in the profile", ylabel="prompts")
     axes.margins(y=0.2)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
 
 
-def _draw_phases(axes, plan: Plan) -> None:
+def _draw_phases(axes: "Axes", plan: Plan) -> None:
     names = [f"G = {p.group_size}" for p in plan.phases]
     bars = axes.bar(names, plan.steps, color=COLOURS[Class.LEARNABLE])
     labels = [f"{s} steps\n{len(p.prompts_M)} prompts" for s, p in zip(plan.steps, plan.phases, strict=True)]
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.set(title="phases, easy to hard", ylabel="training steps")
 
 
-def _draw_forecast(axes, name: str, stock: Forecast, ours: Forecast) -> None:
+def _draw_forecast(axes: "Axes", name: str, stock: Forecast, ours: Forecast) -> None:
     what = "flops" if stock.flops else "rollouts"
     a, b = getattr(stock, what), getattr(ours, what)
     bars = axes.bar(["stock GRPO", name], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])

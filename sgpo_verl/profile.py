@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
 )
 FAILURE = pa.field("failure", pa.string())
 FORMAT_VERSION = 1
+Keys = np.ndarray | pd.api.extensions.ExtensionArray  # of prompts
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Profile:
             response_tokens=float((table["trials"] * table["response_tokens_mean"]).sum()),
         )
 
-    def align(self, keys_P: np.ndarray, source: str = "profile", index_P: np.ndarray | None = None) -> "Profile":
+    def align(self, keys_P: Keys, source: str = "profile", index_P: np.ndarray | None = None) -> "Profile":
         """This profile's rows in the order of ``keys_P``, and only those. index_P: int64, for a profile ``by_index``.
 
         Raises SgpoError naming the first prompts that it lacks: they cannot be planned for.
@@ -127,7 +128,7 @@ class Profile:
         table = self.table.iloc[position].reset_index(drop=True)
         return Profile(table.assign(prompt_key=pd.Series(keys_P).array) if self.by_index else table, self.metadata)
 
-    def _positions(self, keys_P: np.ndarray, source: str, index_P: np.ndarray | None) -> np.ndarray:
+    def _positions(self, keys_P: Keys, source: str, index_P: np.ndarray | None) -> np.ndarray:
         """Row of each prompt in this table, -1 where it has none."""
         if not self.by_index:
             text = pa.large_string()  # in Arrow: pandas' index would make a Python string of every key
@@ -251,7 +252,7 @@ def _metadata(raw: dict[bytes, bytes], path: Path) -> ProfileMetadata:
         raise SgpoError(f"{path}: profile format {found!r}, this version reads {FORMAT_VERSION}; profile again")
     known = {name: stored[name] for name in ProfileMetadata.__dataclass_fields__ if name in stored}
     for item in fields(ProfileMetadata):
-        default = item.default_factory() if item.default is MISSING else item.default
+        default: Any = item.default if item.default_factory is MISSING else item.default_factory()
         value, expected = known.get(item.name, default), (int, float) if isinstance(default, float) else type(default)
         if item.name == "success_threshold" and value is None:
             continue  # the sum of other tools' tables

@@ -88,7 +88,7 @@ def _all_rows(count: int) -> np.ndarray:
 
 
 def _is_int64(index: Any) -> bool:
-    return isinstance(index, int | np.integer) and not isinstance(index, bool) and -(2**63) <= index < 2**63
+    return isinstance(index, int | np.integer) and not isinstance(index, bool) and -(2**63) <= int(index) < 2**63
 
 
 def _index_keys(sources: Sequence[str], indices: Sequence[Any]) -> list[str] | None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sgpo_verl import SUPPORTED_VERL
 from sgpo_verl.config import Settings, load_settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.extern import load_class
 from sgpo_verl.schedule import RunNumbers
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 RESCUE_MANAGER = "sgpo_verl.binding.rescue.RescueManager"
 TRAINER_MODES = ("sgpo_sync", "sgpo_colocate_async", "sgpo_separate_async")
@@ -23,7 +26,6 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -40,7 +42,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(config_dir=str(places[0]), version_base=None):
             config = hydra_compose(name, overrides=[*overrides, *searched])
-        return OmegaConf.to_container(config, resolve=True)
+        return as_dicts(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise SgpoError(f"the configuration does not compose: {_first_words(str(error))}") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
@@ -48,6 +50,13 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
         raise SgpoError(f"--config-name {name}: it, or a file it names, is not a YAML mapping ({reason})") from None
     except ValueError as error:  # what Hydra lets out for algorithm=null: a group that is no name
         raise SgpoError(f"the configuration does not compose: {_first_words(str(error))}") from None
+
+
+def as_dicts(config: "DictConfig") -> dict[str, Any]:
+    """A composed configuration as dicts, lists and values, resolved. Raises OmegaConfBaseException if it does not resolve."""
+    from omegaconf import OmegaConf
+
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _first_words(text: str) -> str:

@@ -35,6 +35,11 @@ class Sampled:
     a_N: np.ndarray | None = None
     b_N: np.ndarray | None = None
 
+    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """(a_N, b_N) of a run that believes something."""
+        assert self.a_N is not None and self.b_N is not None, "sgpo.advantage=posterior, and no posterior was kept"
+        return self.a_N, self.b_N
+
 
 def outcomes_of(sampled: Sampled) -> list[Outcome]:
     """One outcome per group, in the order of their first rollouts."""
@@ -76,9 +81,8 @@ def select(sampled: Sampled, settings: Settings, seeds: list[int], normalize_by_
     if settings.advantage == "aero":
         advantages_N, counts_N = _aero(sampled, settings, rng, normalize_by_std)
     elif settings.advantage == "posterior":
-        advantages_N = advantage.posterior(
-            sampled.successes_N, sampled.group_N, sampled.a_N, sampled.b_N, normalize_by_std
-        )
+        a_N, b_N = sampled.prior()
+        advantages_N = advantage.posterior(sampled.successes_N, sampled.group_N, a_N, b_N, normalize_by_std)
     else:
         advantages_N = advantage.grpo(sampled.rewards_N, sampled.group_N, normalize_by_std)
     trained_N = counts_N & (advantages_N != 0) if settings.prune else counts_N

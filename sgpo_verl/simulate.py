@@ -35,7 +35,7 @@ from sgpo_verl.metrics import Ledger
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan, make_plan, plan_without_profile
 from sgpo_verl.schedule import RunNumbers
-from sgpo_verl.selection import Sampled, outcomes_of, select
+from sgpo_verl.selection import Sampled, Selection, outcomes_of, select
 
 NOMINAL = ModelShape(parameters=1_310_000_000, attention=28 * 12 * 128)  # Qwen2.5-1.5B, where no model is at hand
 BINS = 96  # difficulties told apart when what is learned is spread
@@ -81,7 +81,7 @@ class Policy:
         u_B = np.bincount(self.bin_P[prompts_Q], u_Q, BINS)
         spread_B = self.alike_BB @ u_B
         peculiar = updates * how.noise**2 * squares
-        size = how.own * u_Q @ u_Q + (1 - how.own) * u_B @ spread_B + peculiar
+        size = float(how.own * u_Q @ u_Q + (1 - how.own) * u_B @ spread_B) + peculiar
         kept = how.beta2**updates
         self.square, self.updates = kept * self.square + (1 - kept) * size, self.updates + updates
         v = self.square / (1 - how.beta2**self.updates)
@@ -166,7 +166,16 @@ class _Groups:
 class _Run:
     """The trainer's step (``binding/trainer.py``), with coins in place of a model."""
 
-    def __init__(self, coins, plan: Plan, ledger: Ledger, shape, learning: Learning, normalize_by_std: bool, seed: int):
+    def __init__(
+        self,
+        coins: Coins,
+        plan: Plan,
+        ledger: Ledger,
+        shape: ModelShape,
+        learning: Learning,
+        normalize_by_std: bool,
+        seed: int,
+    ):
         self.coins, self.plan, self.settings, self.numbers = coins, plan, plan.settings, plan.numbers
         self.ledger, self.shape, self.normalize_by_std = ledger, shape, normalize_by_std
         self.policy, self.rng = Policy(coins.rate_P, learning), np.random.default_rng([seed, 2])
@@ -195,7 +204,7 @@ class _Run:
         if dropped is not None:
             self._pay(dropped)
 
-    def _learn(self, sampled: Sampled, advantage_N, gradient_N, chosen) -> None:
+    def _learn(self, sampled: Sampled, advantage_N: np.ndarray, gradient_N: np.ndarray, chosen: Selection) -> None:
         self.signal += float(gradient_N.sum())
         if not advantage_N.any():
             return

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -218,7 +219,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.plot(x_E, np.median(accuracy_SE, axis=0), color=colour, linewidth=2, linestyle=dashes, label=row.label)
     target = rows[0].accuracy.middle
     axes.axhline(target, color=MUTED[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points", "ha": "right"}
+    place: dict[str, Any] = {
+        "xycoords": ("axes fraction", "data"),
+        "xytext": (-2, 3),
+        "textcoords": "offset points",
+        "ha": "right",
+    }
     axes.annotate(f"where GRPO ends: {target:.3f}", (1, target), color=MUTED[0], fontsize=9, **place)
     most = min(largest, LONGEST * max(course.flops for course in rows[0].courses)) / size
     axes.set_xlim(0, most * 1.02)

@@ -6,6 +6,7 @@ A plain table needs trials, successes, and either ``prompt_key`` or ``index`` (v
     prompt_key  trials  successes  response_tokens_mean                                 or parquet, more columns if known
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def check_rows(frame: pd.DataFrame, path: Path) -> None:
     if frame.empty:
         raise SgpoError(f"{path}: holds no prompts; profile again")
     trials, successes = frame["trials"], frame["successes"]
-    checks = {
+    checks: dict[str, Callable[[], pd.Series]] = {
         "prompt_key is missing": lambda: frame["prompt_key"].isna(),
         "prompt_key is there twice": lambda: frame["prompt_key"].duplicated(),
         "index is missing": lambda: frame["index"].isna(),

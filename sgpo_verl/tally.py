@@ -21,7 +21,7 @@ class Tally:
     ):
         self.prompts, self.budget, self._clock = prompts, budget, clock
         self.samples = self.tokens = self.requests = self._here = 0
-        self._seen = Counter()
+        self._seen: Counter[Class] = Counter()
         self._class_of = lru_cache(maxsize=None)(
             lambda trials, successes: Class(classify(np.array([trials]), np.array([successes]), filter_settings)[0])
         )

@@ -245,6 +245,5 @@ def _report(spec: Spec, bench: Path, quiet: bool) -> None:
     loaded = [load(run.directory) for run in finished]
     if len(commits := sorted({run.commit for run in loaded})) > 1:
         notes.append(f"The runs were made at different commits: {', '.join(c[:12] or 'unknown' for c in commits)}.")
-    options = {"metric": spec.metric, "baseline": spec.baseline, "notes": tuple(notes)}
-    print(report.compare(loaded, **options).to_text())
-    print(f"report: {report.write(loaded, bench / 'report.html', **options)[0]}")
+    print(report.compare(loaded, spec.metric, spec.baseline, tuple(notes)).to_text())
+    print(f"report: {report.write(loaded, bench / 'report.html', spec.metric, spec.baseline, tuple(notes))[0]}")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from sgpo_verl import provenance
 from sgpo_verl.bench.commands import BenchRun
@@ -60,7 +61,7 @@ def refuse_changed(runs: Iterable[BenchRun]) -> None:
         )
 
 
-def facts(run: BenchRun) -> dict:
+def facts(run: BenchRun) -> dict[str, Any]:
     """run.json, which the report reads too."""
     return {
         "label": run.label,
@@ -119,7 +120,7 @@ def last_words(log: Path) -> str:
     return progress.last_line(log, WORDS, lines[-1].strip()[:200] if lines else "an empty log")
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -127,7 +128,7 @@ def read(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def write_whole(path: Path, content: dict) -> None:
+def write_whole(path: Path, content: dict[str, Any]) -> None:
     """JSON that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")

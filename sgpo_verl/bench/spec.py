@@ -88,7 +88,7 @@ class Spec(_Node):
     metric: str | None = Field(None, description="Validation metric; null: verl's val-core accuracy.")
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> "Spec":
         if self.baseline not in self.methods:
             raise ValueError(f"baseline: {self.baseline} is none of the methods ({', '.join(self.methods)})")
         if len(set(self.seeds)) < len(self.seeds):

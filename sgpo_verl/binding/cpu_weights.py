@@ -39,10 +39,10 @@ class CpuCheckpointEngine(CheckpointEngine):
     @classmethod
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[str]
-    ) -> tuple[dict[str, list], dict[str, list]]:
+    ) -> tuple[dict[str, list[list[str]]], dict[str, list[list[str]]]]:
         """``metadata``: the addresses, trainer first. Only the trainer's rank 0 gets the rollout workers'."""
         receivers = metadata[actor_wg_world_size:]
-        nobody = [[] for _ in range(actor_wg_world_size - 1)]
+        nobody: list[list[str]] = [[] for _ in range(actor_wg_world_size - 1)]
         return {"receivers": [receivers, *nobody]}, {"receivers": [[] for _ in range(rollout_world_size)]}
 
     def init_process_group(self, receivers: list[str]) -> None:
@@ -58,6 +58,7 @@ class CpuCheckpointEngine(CheckpointEngine):
         await self._send(_END)
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncIterator[tuple[str, torch.Tensor]]:
+        assert self._inbox is not None, "verl prepares an engine before it receives"
         while (message := await self._inbox.recv_multipart()) != _END:
             name, dtype, shape = json.loads(message[0])
             yield name, torch.frombuffer(bytearray(message[1]), dtype=getattr(torch, dtype)).reshape(shape)
@@ -65,7 +66,8 @@ class CpuCheckpointEngine(CheckpointEngine):
     def finalize(self) -> None:
         """Close the connections. verl calls this when every receiver has all it waited for."""
         for socket in [self._inbox, *self._outboxes]:
-            socket.close(linger=0)
+            if socket is not None:
+                socket.close(linger=0)
         self._inbox, self._outboxes = None, []
 
     async def _send(self, message: list) -> None:

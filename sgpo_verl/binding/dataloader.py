@@ -5,7 +5,7 @@ the latest. The method's state and the running totals live in that state, so the
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -40,7 +40,9 @@ def identify_dataset(dataset: Dataset, duplicates: str) -> Prompts:
             return prompts
         extra = frame["extra_info"] if "extra_info" in names else [None] * len(frame)
         truth = frame["reward_model"] if "reward_model" in names else [None] * len(frame)
-        rows = zip(frame["data_source"], extra, frame[dataset.prompt_key], truth, strict=True)
+        rows: Iterable[tuple[Any, Any, Any, Any]] = zip(
+            frame["data_source"], extra, frame[dataset.prompt_key], truth, strict=True
+        )
     else:
         items = (dataset[i] for i in range(len(dataset)))
         rows = ((r["data_source"], r.get("extra_info"), r["raw_prompt"], r.get("reward_model")) for r in items)
@@ -90,7 +92,9 @@ class CurriculumDataLoader:
         self, dataset: Dataset, prompts: Prompts, method: Method, ledger: Ledger, posterior: Posterior | None = None
     ):
         self.dataset, self.prompts, self.method = dataset, prompts, method
-        self.parts = {"method": method, "ledger": ledger, **({"posterior": posterior} if posterior else {})}
+        self.parts: dict[str, Any] = {"method": method, "ledger": ledger}
+        if posterior is not None:
+            self.parts["posterior"] = posterior
 
     def next_batch(self, rollouts: int) -> dict[str, Any]:
         """verl's batch dict for groups of exactly ``rollouts`` rollouts in all: one row per group, sizes in ROLLOUT_N."""

@@ -45,6 +45,7 @@ def run(plain: dict[str, Any], output: Path | None, force: bool = False, add: in
     if os.path.isdir(output):
         raise SgpoError(f"-o {output}: is a folder; name a file")
     target = load_target(plain, settings)
+    goal: int | np.ndarray | None
     if os.path.exists(output) and not force:
         goal, base = _existing(target, output, add, console)
         if goal is None:

@@ -117,6 +117,7 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
         selected, partition, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
         if partition_id != "val" and self.rollouts_per_prompt is not None:
             selected = self._choose(partition_id, sampleable_keys, batch_size)
+            assert selected is not None, "verl asks after _has_enough_samples said so"
             sizes = self._size(partition_id)
             self._owed += round(batch_size * self.rollouts_per_prompt) - sum(sizes[uid] for uid in selected)
         return selected, partition, steps
@@ -136,6 +137,7 @@ class GroupBuffer(WatchedBuffer, ReplayBufferAsync):
         Where no choice of groups is exact, the closest from below, and the next update gets what this one lacks: to wait
         for a fitting group would end the overlap of rollout and training.
         """
+        assert self.rollouts_per_prompt is not None, "asked only where rollouts are counted"
         wanted = round(prompts * self.rollouts_per_prompt) + self._owed
         size = self._size(partition_id)
         oldest_first = sorted(uids, key=lambda uid: (self.prompt_global_steps[partition_id].get(uid, 0), uid))

@@ -9,12 +9,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 import ray
-from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from sgpo_verl.methods.aero import more
 from sgpo_verl.rewards import succeeded
-from sgpo_verl.run_config import settings_of
+from sgpo_verl.run_config import as_dicts, settings_of
 
 Worker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -29,12 +28,12 @@ class Group:
     successes: list[bool] = field(default_factory=list)
 
 
-class RescueWorker(Worker):
+class RescueWorker(Worker):  # type: ignore[valid-type, misc]  # found at run time, behind Ray's decorator
     """verl's worker, whose groups may grow. With another ``sgpo.allocation`` it is verl's."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._settings = settings_of(OmegaConf.to_container(self.config, resolve=True))
+        self._settings = settings_of(as_dicts(self.config))
         self._groups: dict[str, Group] = {}
 
     async def _run_prompt(self, prompt, sampling_params, trajectory, trace=False):

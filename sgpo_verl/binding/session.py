@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +25,7 @@ from sgpo_verl.posterior import Posterior
 from sgpo_verl.profile import Profile, ProfileMetadata, differences, load_profile
 from sgpo_verl.prompts import Prompts
 from sgpo_verl.provenance import describe
-from sgpo_verl.run_config import check_supported, numbers_of, own_profile_path, settings_of
+from sgpo_verl.run_config import as_dicts, check_supported, numbers_of, own_profile_path, settings_of
 from sgpo_verl.selection import Sampled, Selection, select
 from sgpo_verl.tally import plain_lines
 
@@ -47,7 +47,7 @@ class Session:
     @classmethod
     def start(cls, config: DictConfig, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> "Session":
         """Everything up to the first step. Raises SgpoError before any model is loaded if something does not fit."""
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        plain = as_dicts(config)
         check_supported(plain)
         settings, numbers = settings_of(plain), numbers_of(plain)
         prompts = identify_dataset(dataset, settings.duplicates)

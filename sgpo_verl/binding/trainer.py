@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transfer_queue as tq
 from omegaconf import OmegaConf, open_dict
@@ -35,7 +35,7 @@ from sgpo_verl.methods.greso import refill
 from sgpo_verl.metrics import StepTotals
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.plan import Plan
-from sgpo_verl.run_config import settings_of
+from sgpo_verl.run_config import as_dicts, settings_of
 from sgpo_verl.selection import Sampled, outcomes_of
 
 POLL = 0.5  # seconds between two looks at what has been sampled; verl's is 2
@@ -43,10 +43,17 @@ GIVE_UP = 64  # steps' worth of groups drawn in place of others before a step is
 NO_LIMIT = 1_000_000  # on batches in flight; how many prompts are drawn in place of others is decided here
 
 
-class SgpoTrainer:
+if TYPE_CHECKING:  # a mixin: by this name a type checker knows that verl's attributes are there
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer as Base
+else:
+    Base = object
+
+
+class SgpoTrainer(Base):
     """Mixed in before one of verl's trainers; ``base_mode`` is that trainer's own name."""
 
     base_mode: str
+    actor_rollout_wg: Any  # verl's worker group; ours around it while it updates
     buffer_class: type[WatchedBuffer] = WatchedBuffer
 
     @property
@@ -59,7 +66,7 @@ class SgpoTrainer:
         pass  # verl's constructor assigns the registered name
 
     def _build_replay_buffer(self) -> WatchedBuffer:
-        self._settings = settings_of(OmegaConf.to_container(self.config, resolve=True))
+        self._settings = settings_of(as_dicts(self.config))
         self._sizes: dict[str, int] = {}  # rollouts of each group of this step, by uid
         sampler = self.config.trainer.v1.sampler
         return self.buffer_class(

@@ -18,6 +18,7 @@ class SgpoTrainerAsync(SgpoTrainer):
     """Groups of the async modes: submitted, refilled and restored by their number of rollouts."""
 
     buffer_class = GroupBuffer
+    _restored_tq_prompt_count: int
 
     def _init_dataloader(self):
         super()._init_dataloader()

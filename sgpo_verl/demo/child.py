@@ -43,7 +43,7 @@ def run_child(command: Sequence[str], log: Path, environment: Mapping[str, str],
     return process.returncode
 
 
-def stop_session(process: subprocess.Popen) -> None:
+def stop_session(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the session that ``process`` leads: first asked to, after ten seconds made to.
 
     Signals to us wait meanwhile: a second, impatient Ctrl-C must not leave half of Ray behind.
@@ -55,7 +55,7 @@ def stop_session(process: subprocess.Popen) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     wanted = signal.SIGTERM
     while members := _members(process):
@@ -69,7 +69,7 @@ def _stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _members(process: subprocess.Popen) -> list[int]:
+def _members(process: subprocess.Popen[bytes]) -> list[int]:
     """Living processes of the session that ``process`` leads; its leader first, so that it can end the others itself."""
     process.poll()  # reaps it, so that a dead leader doesn't count
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else [process.pid]

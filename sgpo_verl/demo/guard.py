@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from sgpo_verl.errors import SgpoError
 
@@ -24,7 +26,7 @@ def only_one(directory: Path, what: str = "demo") -> Iterator[None]:
 def ends_on_sigterm() -> Iterator[None]:
     """SIGTERM and a closed terminal end us as an exception would, so that the child is stopped on the way out."""
 
-    def leave(number, frame):
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}

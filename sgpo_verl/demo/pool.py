@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -51,7 +52,7 @@ class Task:
             if sum(a != b for a, b in zip(text, right, strict=True)) >= 4:
                 return text
 
-    def train_rows(self, size: int, seed: int) -> list[dict]:
+    def train_rows(self, size: int, seed: int) -> list[dict[str, Any]]:
         """The training pool, shuffled: ``size`` prompts, 35% trivial, 35% hopeless, 30% worth learning."""
         rng = random.Random(f"train {seed}")
         seen: set[str] = set()
@@ -62,7 +63,7 @@ class Task:
         rng.shuffle(pairs)
         return self._rows(pairs, "train")
 
-    def validation_rows(self, size: int, seed: int, train: list[dict]) -> list[dict]:
+    def validation_rows(self, size: int, seed: int, train: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``size`` distinct prompts of the lengths worth learning, none of them in ``train``, all with the right answer."""
         rng = random.Random(f"validation {seed}")
         seen = {row["prompt"][0]["content"] for row in train}
@@ -90,7 +91,7 @@ class Task:
                 prompts.append(prompt)
         return prompts
 
-    def _rows(self, pairs: list[tuple[str, str]], split: str) -> list[dict]:
+    def _rows(self, pairs: list[tuple[str, str]], split: str) -> list[dict[str, Any]]:
         return [
             {
                 "data_source": self.name,

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from sgpo_verl import provenance
 from sgpo_verl.demo import progress
@@ -91,7 +92,7 @@ def _key(stage: Stage, before: list[float]) -> str:
     return hashlib.sha256(provenance.canonical(parts).encode()).hexdigest()[:16]
 
 
-def _finished(stage: Stage, marker: Path, key: str) -> dict | None:
+def _finished(stage: Stage, marker: Path, key: str) -> dict[str, Any] | None:
     """What the marker holds, if the stage was finished with this key and its outputs are still there."""
     try:
         done = json.loads(marker.read_text())
@@ -100,7 +101,7 @@ def _finished(stage: Stage, marker: Path, key: str) -> dict | None:
     return done if done.get("key") == key and all(path.exists() for path in stage.outputs) else None
 
 
-def _write_marker(marker: Path, done: dict) -> None:
+def _write_marker(marker: Path, done: dict[str, Any]) -> None:
     temporary = marker.with_suffix(".tmp")
     temporary.write_text(json.dumps(done) + "\n")
     os.replace(temporary, marker)

@@ -7,6 +7,7 @@ sort and knows that most long strings are not sorted: RL has to find the skill t
 """
 
 import random
+from collections.abc import Callable
 
 from sgpo_verl.demo.pool import DIGITS, Task
 
@@ -23,7 +24,7 @@ def draw(rng: random.Random, length: int) -> str:
     return "".join(rng.choice(DIGITS) for _ in range(length))
 
 
-def demonstrator(right: tuple[float, ...]):
+def demonstrator(right: tuple[float, ...]) -> Callable[[random.Random, int], tuple[str, str]]:
     """(rng, length) -> (string, answer), right in a share right[length - 1] of cases."""
 
     def demonstration(rng: random.Random, length: int) -> tuple[str, str]:

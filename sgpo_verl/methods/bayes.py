@@ -65,6 +65,7 @@ class Bayes:
     def next_groups(self, rollouts: int) -> Groups:
         prompts_M = self.phase.prompts_M
         p_M, weight_M = self._draw()
+        sizes: Sequence[int] | np.ndarray
         if self.sizes is not None:
             places, sizes = allocate(p_M, rollouts, self.sizes.min, self.sizes.max, weight_M, self._price(prompts_M))
         else:

@@ -99,7 +99,8 @@ class Curriculum:
         window = self.settings.window
         if self.settings.until != "plateau" or len(self.rewards) < 2 * window:
             return False
-        return np.mean(self.rewards[-window:]) - np.mean(self.rewards[-2 * window : -window]) < self.settings.min_gain
+        gain = np.mean(self.rewards[-window:]) - np.mean(self.rewards[-2 * window : -window])
+        return bool(gain < self.settings.min_gain)
 
     def _prompt(self, draw: int) -> int:
         """The ``draw``-th prompt of this phase: pass after pass, each in its own order, a function of the seed alone."""

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from sgpo_verl.report import headline, units, wording
 from sgpo_verl.report.headline import MEASURES, Rule, Spread, spread
 from sgpo_verl.report.methodrow import MethodRow, method_row
 from sgpo_verl.report.runs import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,8 @@ class Comparison:
         """Finding, the headline table by either rule, and notes as plain text, ``width`` columns wide."""
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, markup=False)
+        written = io.StringIO()
+        console = Console(file=written, width=width, color_system=None, highlight=False, markup=False)
         console.print(self.finding)
         console.print(self._table(Rule.HELD, ("at equal FLOPs", "at the end", "mixed")))
         if self.baseline:
@@ -41,9 +46,9 @@ class Comparison:
             console.print(self._table(Rule.SMOOTHED, ()))
         for note in self.notes:
             console.print(f"- {note}")
-        return console.file.getvalue()
+        return written.getvalue()
 
-    def _table(self, rule: Rule, more: tuple[str, ...]):
+    def _table(self, rule: Rule, more: tuple[str, ...]) -> "Table":
         """more: columns beside the costs."""
         from rich import box
         from rich.table import Table
@@ -54,7 +59,7 @@ class Comparison:
             table.add_column(name, justify="right")
         for row in self.rows:
             way = row.by(rule)
-            cells = [(row.label, wording.reached_text(way))]
+            cells: list[tuple[str, ...]] = [(row.label, wording.reached_text(way))]
             cells += [(*wording.ratio_text(way, measure), wording.sides_text(way, measure)) for measure in MEASURES]
             shares = [
                 wording.accuracy_text(row.equal_flops),

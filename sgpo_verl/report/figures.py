@@ -7,10 +7,12 @@ light or dark; the PNG keeps the light ones.
 import io
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +22,8 @@ from sgpo_verl.report.comparison import Comparison
 from sgpo_verl.report.headline import Rule, evaluations
 from sgpo_verl.report.palette import BAND, GRID, INK, MARKERS, MUTED, PAGE, SERIES, themed
 from sgpo_verl.report.runs import Run
+
+Lines = dict[str, list[tuple[pd.Series, pd.Series]]]  # of every method, (x, y) of each seed
 
 COST_AXES = {
     "total_flops": ("total compute ({}FLOP)", units.FLOP_PREFIXES),
@@ -75,7 +79,7 @@ def accuracy_picture(comparison: Comparison, measure: str) -> Picture | None:
         target = comparison.target.middle if comparison.rule is Rule.HELD else comparison.smoothed_target
         axes.axhline(target, color=MUTED[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         text = f"target {target:.3f}"
-        side = {"ha": "right" if beside else "left"}
+        side: dict[str, Any] = {"ha": "right" if beside else "left"}
         axes.annotate(text, (0.994 if beside else 0.006, target), xycoords=("axes fraction", "data"), xytext=(0, 3),
                       textcoords="offset points", color=MUTED[0], fontsize=9, **side)  # fmt: skip
     if beside:
@@ -135,7 +139,7 @@ def _look(comparison: Comparison, label: str) -> tuple[str, str]:
     return SERIES[position % len(SERIES)][0], MARKERS[position % len(MARKERS)]
 
 
-def _per_step(comparison: Comparison, column: str, factor: float) -> dict[str, list[tuple[pd.Index, pd.Series]]]:
+def _per_step(comparison: Comparison, column: str, factor: float) -> Lines:
     lines = {}
     for label, runs in _by_label(comparison).items():
         known = [run.table[column].dropna() * factor for run in runs]
@@ -144,7 +148,7 @@ def _per_step(comparison: Comparison, column: str, factor: float) -> dict[str, l
     return lines
 
 
-def _axes(xlabel: str, ylabel: str):
+def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -162,7 +166,7 @@ def _axes(xlabel: str, ylabel: str):
 
 
 def _draw(
-    axes, lines: list[tuple[pd.Series, pd.Series]], colour: str, marker: str, markers: bool
+    axes: Axes, lines: list[tuple[pd.Series, pd.Series]], colour: str, marker: str, markers: bool
 ) -> tuple[float, float]:
     """One method: the median of its seeds as a line, their range as a band. Returns the line's end (x, y)."""
     x = pd.concat([x for x, _ in lines], axis=1, join="inner").median(axis=1)
@@ -170,12 +174,12 @@ def _draw(
     y = seeds.median(axis=1)
     if len(lines) > 1:
         axes.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.13, linewidth=0, zorder=2)
-    dots = {"marker": marker, "markersize": 4.5} if markers else {}
+    dots: dict[str, Any] = {"marker": marker, "markersize": 4.5} if markers else {}
     axes.plot(x, y, color=colour, linewidth=2.2, zorder=3, **dots)
     return (float(x.iloc[-1]), float(y.iloc[-1])) if len(x) else (np.nan, np.nan)
 
 
-def _step_limits(axes, lines, ends: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+def _step_limits(axes: Axes, lines: Lines, ends: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Room for names right of the last step; returns the ends moved there, since lines over steps often coincide."""
     first = min(float(x.min()) for seeds in lines.values() for x, _ in seeds)
     last = max(float(x.max()) for seeds in lines.values() for x, _ in seeds)
@@ -183,7 +187,7 @@ def _step_limits(axes, lines, ends: dict[str, tuple[float, float]]) -> dict[str,
     return {label: (last, y) for label, (_, y) in ends.items()}
 
 
-def _label_ends(axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
+def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
     """The method's name beside the end of its line; names that would overlap are moved apart vertically."""
     ends = {label: end for label, end in sorted(ends.items(), key=lambda item: item[1][1]) if not np.isnan(end[0])}
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
@@ -192,11 +196,16 @@ def _label_ends(axes, ends: dict[str, tuple[float, float]], comparison: Comparis
         np.array([(x - left) / (right - left) for x, _ in ends.values()]),
     )
     # Below the lines (zorder 3): a name may sit on another method's curve, but hides none of it.
-    halo = {"facecolor": PAGE[0], "edgecolor": "none", "alpha": 0.75, "pad": 1}
+    halo: dict[str, Any] = {"facecolor": PAGE[0], "edgecolor": "none", "alpha": 0.75, "pad": 1}
     for (label, (x, _)), height in zip(ends.items(), heights, strict=True):
         colour = _look(comparison, label)[0]
-        place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        style = {
+        place: dict[str, Any] = {
+            "xytext": (9, 0),
+            "textcoords": "offset points",
+            "va": "center",
+            "annotation_clip": False,
+        }
+        style: dict[str, Any] = {
             "parse_math": False,
             "fontsize": 10,
             "fontweight": "bold",
@@ -207,12 +216,12 @@ def _label_ends(axes, ends: dict[str, tuple[float, float]], comparison: Comparis
         axes.annotate(label, (x, low + height * (high - low)), **place, **style)
 
 
-def _legend(axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
+def _legend(axes: Axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
     """Names right of the axes, the highest end first: beside so many curves they would hide each other."""
     order = sorted((label for label in ends if not np.isnan(ends[label][1])), key=lambda label: -ends[label][1])
     looks = [_look(comparison, label) for label in order]
     handles = [Line2D([], [], color=c, marker=m, markersize=4.5, linewidth=2.2) for c, m in looks]
-    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 10}
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 10}
     legend = axes.legend(handles, order, labelspacing=0.9, **place)
     for text, (colour, _) in zip(legend.get_texts(), looks, strict=True):
         text.set(color=colour, fontweight="bold", parse_math=False)
@@ -230,7 +239,7 @@ def _apart(heights: np.ndarray, starts: np.ndarray, gap: float = 0.06, width: fl
     return heights
 
 
-def _shade_phases(axes, phase: pd.Series) -> None:
+def _shade_phases(axes: Axes, phase: pd.Series) -> None:
     starts = phase.index[phase.diff().fillna(1) != 0]
     ends = [*starts[1:], phase.index[-1]]
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):

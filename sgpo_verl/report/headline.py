@@ -14,8 +14,10 @@ is interpolated: a cost is one that was really paid. The ratio is baseline cost 
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,12 +80,12 @@ def evaluations(run: Run, metric: str | None = None) -> pd.DataFrame:
     """
     if metric is not None:
         if metric not in run.log:
-            known = [column for column in run.log if column.startswith("val-")]
+            known = [column for column in run.log.columns if column.startswith("val-")]
             raise SgpoError(f"{run.path}: no metric {metric} in its log; it has {', '.join(known[:6])}")
         accuracy = run.log[metric]
     else:
         sources: dict[str, list[str]] = {}
-        for column in run.log:
+        for column in run.log.columns:
             if match := CORE_METRIC.fullmatch(column):
                 sources.setdefault(match["source"], []).append(column)
         if not sources:
@@ -189,7 +191,7 @@ def baseline_runs(runs: list[Run], label: str | None = None) -> list[Run]:
     return [run for run in complete if run.label == complete[0].label]
 
 
-def spread(values: list[float], middle=np.median) -> Spread:
+def spread(values: list[float], middle: Callable[[list[float]], Any] = np.median) -> Spread:
     """Middle and range of the known values; all NaN if none is."""
     known = [value for value in values if not math.isnan(value)]
     if not known:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from sgpo_verl.report import headline
 from sgpo_verl.report.headline import MEASURES, Outcome, Rule, Spread, spread
@@ -103,6 +104,6 @@ def _median(values: list[float]) -> float:
     return float(np.median(known)) if known else math.nan
 
 
-def _share(part, whole) -> float:
+def _share(part: pd.Series, whole: pd.Series) -> float:
     known = part.notna() & whole.notna()
     return float(part[known].sum() / whole[known].sum()) if whole[known].sum() > 0 else math.nan

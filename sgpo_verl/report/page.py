@@ -6,6 +6,7 @@ Only reads files; nothing in training feeds it. ``compare`` gives the same numbe
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.report import units, wording
@@ -13,6 +14,9 @@ from sgpo_verl.report.comparison import Comparison, compare
 from sgpo_verl.report.headline import MEASURES, Rule
 from sgpo_verl.report.methodrow import MethodRow
 from sgpo_verl.report.runs import Run
+
+if TYPE_CHECKING:
+    from sgpo_verl.report.figures import Picture
 
 
 def write(
@@ -59,7 +63,7 @@ def _write_whole(path: Path, content: bytes) -> None:
         raise SgpoError(f"{path}: cannot be written ({error.strerror}) - choose another place") from None
 
 
-def render(comparison: Comparison, drawn: list) -> str:
+def render(comparison: Comparison, drawn: "list[Picture]") -> str:
     """The page. drawn: Pictures of ``figures.py``."""
     import jinja2
 
@@ -81,21 +85,21 @@ def render(comparison: Comparison, drawn: list) -> str:
     )
 
 
-def _way_cells(row: MethodRow, rule: Rule) -> dict:
+def _way_cells(row: MethodRow, rule: Rule) -> dict[str, Any]:
     """Each cell: what is shown large, then small lines."""
     way = row.by(rule)
     costs = [(*wording.ratio_text(way, measure), wording.sides_text(way, measure)) for measure in MEASURES]
     return {"label": (row.label, wording.reached_text(way)), "cells": costs}
 
 
-def _headline_cells(row: MethodRow) -> dict:
+def _headline_cells(row: MethodRow) -> dict[str, Any]:
     cells = _way_cells(row, Rule.HELD)
     accuracies = [wording.accuracy_text(row.equal_flops), wording.accuracy_text(row.final)]
     cells["cells"] += [*accuracies, wording.range_text(row.frac_mixed, units.share)]
     return cells
 
 
-def _total_cells(row: MethodRow) -> dict:
+def _total_cells(row: MethodRow) -> dict[str, Any]:
     costs = [wording.range_text(row.totals[measure], wording.MEASURE_FORMATS[measure]) for measure in MEASURES]
     shares = [
         wording.range_text(value, units.share) for value in (row.profile_share, row.padding_share, row.plugin_share)
@@ -103,7 +107,7 @@ def _total_cells(row: MethodRow) -> dict:
     return {"label": (row.label,), "cells": [*costs, *shares]}
 
 
-def _run_cells(run: Run) -> dict:
+def _run_cells(run: Run) -> dict[str, Any]:
     return {
         "label": run.label,
         "seed": "–" if run.seed is None else str(run.seed),

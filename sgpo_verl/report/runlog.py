@@ -12,6 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ from sgpo_verl.errors import SgpoError
 Steps = dict[int, dict[str, float]]
 
 
-def read_json_lines(path: Path) -> list[tuple[int, dict]]:
+def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every line; empty lines and a last line cut short are skipped.
 
     Raises SgpoError naming file and line for any other line that is not a JSON object.
@@ -124,7 +125,7 @@ def _read_steps(path: Path) -> Steps:
     return steps
 
 
-def _numbers(data: dict) -> dict[str, float]:
+def _numbers(data: dict[str, Any]) -> dict[str, float]:
     """The metrics that are numbers; JSON null is how the logger writes NaN, and no number is near infinity."""
     return {
         key: float("nan") if value is None or not abs(value) < 1e100 else float(value)
@@ -140,4 +141,4 @@ def _is_training(data: dict[str, float]) -> bool:
 
 def training_rows(log: pd.DataFrame) -> pd.Series:
     """Per step, whether it trained (bool)."""
-    return log[[column for column in log if not column.startswith("val-")]].notna().any(axis=1)
+    return log[[column for column in log.columns if not column.startswith("val-")]].notna().any(axis=1)

@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ def load_run(path: str | Path) -> Run:
     """Reads a run directory. Raises SgpoError naming the path and the way out if a part is missing or damaged."""
     path = Path(path)
     log, remarks = read_log(path)
-    if not any(column.startswith("val-") for column in log):
+    if not any(column.startswith("val-") for column in log.columns):
         raise SgpoError(
             f"{path}: no validation metric in its log - train with data.val_files and trainer.test_freq set"
         )
@@ -146,7 +147,7 @@ class RunConfig:
         except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise SgpoError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
 
-    def get(self, key: str, default=None):
+    def get(self, key: str, default: Any = None) -> Any:
         """The value at a dotted key, or ``default``. Raises SgpoError if it holds what cannot be resolved here."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -170,7 +171,7 @@ class RunConfig:
         return value
 
 
-def _read_facts(path: Path) -> dict:
+def _read_facts(path: Path) -> dict[str, Any]:
     """run.json, or nothing where there is none."""
     if not path.is_file():
         return {}
@@ -228,7 +229,7 @@ def _first(values: pd.Series) -> float:
     return float(known.iloc[0]) if len(known) else 0.0
 
 
-def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, gap: str) -> pd.DataFrame:
+def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict[str, Any], path: Path, gap: str) -> pd.DataFrame:
     settings = _stock_settings(config)
     table = stock_steps(log, settings, _model_shape(config, facts, path), path)
     dumps = config.get("trainer.rollout_data_dir")
@@ -245,7 +246,7 @@ def _stock_table(log: pd.DataFrame, config: RunConfig, facts: dict, path: Path, 
     table["total_rollouts"] = table["rollouts"].cumsum()
     table["total_seconds"] = table["step_seconds"].cumsum()
     if gap:
-        table[[column for column in table if column.startswith("total_")]] = np.nan
+        table[[column for column in table.columns if column.startswith("total_")]] = np.nan
     return table
 
 
@@ -262,7 +263,7 @@ def _stock_settings(config: RunConfig) -> StockSettings:
     )
 
 
-def _model_shape(config: RunConfig, facts: dict, path: Path) -> ModelShape:
+def _model_shape(config: RunConfig, facts: dict[str, Any], path: Path) -> ModelShape:
     remedy = '{"model_shape": {"parameters": ..., "attention": ...}}'
     if "model_shape" in facts:
         given = facts["model_shape"]

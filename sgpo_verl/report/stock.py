@@ -80,18 +80,19 @@ def stock_steps(log: pd.DataFrame, settings: StockSettings, shape: ModelShape, s
 def _flops(table: pd.DataFrame, settings: StockSettings, shape: ModelShape) -> np.ndarray:
     """(steps, 2): FLOPs to generate, FLOPs to score and train."""
     rows = math.ceil(settings.groups / settings.mini_batch) * settings.mini_batch * settings.group_size
+    columns = [table[name].tolist() for name in ("rollouts", "prompt_tokens", "generated_tokens", "trained_tokens")]
     steps = [
         StepTokens(
-            groups=step.rollouts / settings.group_size,
-            prompt_tokens=step.prompt_tokens,
-            rows=step.rollouts,
-            response_tokens=step.generated_tokens - step.prompt_tokens,
-            trained=step.trained_tokens,
+            groups=rollouts / settings.group_size,
+            prompt_tokens=prompt_tokens,
+            rows=rollouts,
+            response_tokens=generated_tokens - prompt_tokens,
+            trained=trained_tokens,
             trained_rows=rows,
             scoring_passes=settings.scoring_passes,
             epochs=settings.epochs,
         )
-        for step in table.itertuples()
+        for rollouts, prompt_tokens, generated_tokens, trained_tokens in zip(*columns, strict=True)
     ]
     return np.array([step_flops(shape, step) for step in steps])
 
@@ -119,7 +120,7 @@ def mixed_from_dumps(directory: Path) -> pd.Series:
     for path in directory.glob("*.jsonl"):
         if not path.stem.isdecimal():
             continue
-        last: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+        last: dict[str, dict[str, tuple[int, float | None]]] = defaultdict(dict)
         for n, row in read_json_lines(path):
             group, session, output = _split_uid(row.get("uid"), path, n)
             if group.startswith("pad"):
