@@ -126,7 +126,7 @@ class CurriculumSettings(_Node):
     custom: CustomSettings = CustomSettings()
 
     @model_validator(mode="after")
-    def _custom_is_whole(self):
+    def _custom_is_whole(self) -> "CurriculumSettings":
         given = [name for name, value in self.custom.model_dump().items() if value]
         if self.order != "custom" and given:
             raise ValueError(f"custom.{given[0]} is only read with curriculum.order=custom, not {self.order}")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from sgpo_verl.config import Settings
 from sgpo_verl.extern import source_digest
 from sgpo_verl.profile import Profile
+from sgpo_verl.prompts import Keys
 from sgpo_verl.schedule import RunNumbers
 
 # Settings that decide who is drawn, and what is learned from it.
@@ -62,7 +63,7 @@ def digest(profile: Profile) -> str:
     return _digest(column.combine_chunks(), trials_P, successes_P)
 
 
-def digest_of_keys(keys_P: Sequence[str]) -> str:
+def digest_of_keys(keys_P: Keys) -> str:
     """The same where there is no profile: every prompt with no trials."""
     nothing_P = np.zeros(len(keys_P), dtype=np.int32)
     return _digest(pa.array(keys_P, pa.large_string()), nothing_P, nothing_P)

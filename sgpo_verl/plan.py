@@ -18,7 +18,8 @@ from sgpo_verl.methods.custom import Context, Custom, Known
 from sgpo_verl.methods.greso import Greso
 from sgpo_verl.methods.paper import Class, classify, group_size, phases
 from sgpo_verl.posterior import Posterior
-from sgpo_verl.profile import Keys, Profile
+from sgpo_verl.profile import Profile
+from sgpo_verl.prompts import Keys
 from sgpo_verl.schedule import RunNumbers, phase_steps, step_rollouts, steps_of_passes, stock_steps, whole_batches
 
 
@@ -90,7 +91,7 @@ class Plan:
         known, phase, rollouts = self.known, self.phases[0], self.rollouts[0]
         size = phase.group_size if phase.sizes_M is None else None
         sizes_P = np.zeros(self.prompts, dtype=np.int32)
-        sizes_P[phase.prompts_M] = size or phase.sizes_M
+        sizes_P[phase.prompts_M] = phase.group_size if phase.sizes_M is None else phase.sizes_M
         context = Context(
             keys_P=known.keys_P,
             prompts_M=phase.prompts_M,
@@ -150,7 +151,7 @@ def make_plan(profile: Profile, settings: Settings, numbers: RunNumbers) -> Prof
     return ProfiledPlan(plan, profile, class_P)
 
 
-def plan_without_profile(keys_P: Keys | Sequence[str], settings: Settings, numbers: RunNumbers) -> Plan:
+def plan_without_profile(keys_P: Keys, settings: Settings, numbers: RunNumbers) -> Plan:
     """The schedule of a method that needs no profile: every prompt may be drawn. Raises SgpoError as ``make_plan``."""
     count = len(keys_P)
     nothing_P = np.zeros(count, dtype=np.int32)

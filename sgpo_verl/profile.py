@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from sgpo_verl.cost import StepTokens
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.prompts import KeyArray
 from sgpo_verl.tables import check_rows, read_plain, to_frame
 
 SCHEMA = pa.schema(
@@ -42,7 +43,6 @@ SCHEMA = pa.schema(
 )
 FAILURE = pa.field("failure", pa.string())
 FORMAT_VERSION = 1
-Keys = np.ndarray | pd.api.extensions.ExtensionArray  # of prompts
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Profile:
             response_tokens=float((table["trials"] * table["response_tokens_mean"]).sum()),
         )
 
-    def align(self, keys_P: Keys, source: str = "profile", index_P: np.ndarray | None = None) -> "Profile":
+    def align(self, keys_P: KeyArray, source: str = "profile", index_P: np.ndarray | None = None) -> "Profile":
         """This profile's rows in the order of ``keys_P``, and only those. index_P: int64, for a profile ``by_index``.
 
         Raises SgpoError naming the first prompts that it lacks: they cannot be planned for.
@@ -128,7 +128,7 @@ class Profile:
         table = self.table.iloc[position].reset_index(drop=True)
         return Profile(table.assign(prompt_key=pd.Series(keys_P).array) if self.by_index else table, self.metadata)
 
-    def _positions(self, keys_P: Keys, source: str, index_P: np.ndarray | None) -> np.ndarray:
+    def _positions(self, keys_P: KeyArray, source: str, index_P: np.ndarray | None) -> np.ndarray:
         """Row of each prompt in this table, -1 where it has none."""
         if not self.by_index:
             text = pa.large_string()  # in Arrow: pandas' index would make a Python string of every key

@@ -23,6 +23,8 @@ from sgpo_verl.errors import SgpoError
 
 NO_INDEX = -1
 TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
+KeyArray = np.ndarray | pd.api.extensions.ExtensionArray
+Keys = Sequence[str] | KeyArray
 
 
 @dataclass(frozen=True)

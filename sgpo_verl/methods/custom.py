@@ -17,13 +17,14 @@ from sgpo_verl.errors import SgpoError
 from sgpo_verl.extern import load_class
 from sgpo_verl.methods.base import Chooser, Groups, Outcome, check_state, pack, split, start_over
 from sgpo_verl.posterior import Posterior
+from sgpo_verl.prompts import Keys
 
 
 @dataclass(frozen=True)
 class Known:
     """What a plan keeps of the prompts for a custom method, as in ``Context``."""
 
-    keys_P: Sequence[str]
+    keys_P: Keys
     trials_P: np.ndarray | None = None
     successes_P: np.ndarray | None = None
 
@@ -40,7 +41,7 @@ class Context:
     posterior: a_P, b_P of Beta(a, b), what is believed of every prompt's pass rate; moved and saved by the plugin.
     """
 
-    keys_P: Sequence[str] = field(repr=False)
+    keys_P: Keys = field(repr=False)
     prompts_M: np.ndarray = field(repr=False)
     sizes_P: np.ndarray = field(repr=False)
     size: int | None
