@@ -22,9 +22,9 @@ def micro_batch_group(config: DictConfig) -> int:
     """Micro-batches of an update come in multiples of this: of the pipeline's stages, where Megatron interleaves them
     (``virtual_pipeline_model_parallel_size``); else 1."""
     actor = config.actor_rollout_ref.actor
-    megatron = actor.megatron if actor.strategy == "megatron" else {}
-    if (megatron.get("virtual_pipeline_model_parallel_size") or 1) == 1:
+    if actor.strategy != "megatron" or (actor.megatron.get("virtual_pipeline_model_parallel_size") or 1) == 1:
         return 1
+    megatron = actor.megatron
     given = megatron.override_transformer_config.get("microbatch_group_size_per_vp_stage")
     return given or megatron.pipeline_model_parallel_size
 

@@ -74,10 +74,10 @@ def _micro_batches(config: Mapping[str, Any]) -> str:
         return f"micro-batches of {most} rows, fewer where they do not divide"
     longest = count_at(config, "data.max_prompt_length") + count_at(config, "data.max_response_length")
     parallel = actor.get("ulysses_sequence_parallel_size") or 1
-    keys = [f"{ACTOR}.ppo_max_token_len_per_gpu"]
+    limits = [f"{ACTOR}.ppo_max_token_len_per_gpu"]
     if rollout.get("log_prob_use_dynamic_bsz"):
-        keys.append(f"{ROLLOUT}.log_prob_max_token_len_per_gpu")
-    for key in keys:
+        limits.append(f"{ROLLOUT}.log_prob_max_token_len_per_gpu")
+    for key in limits:
         tokens = count_at(config, key)
         if tokens * parallel < longest:
             per_rank = f" x {ACTOR}.ulysses_sequence_parallel_size={parallel}" if parallel > 1 else ""
@@ -86,4 +86,4 @@ def _micro_batches(config: Mapping[str, Any]) -> str:
                 f"data.max_response_length = {longest}; the first that is as long would end the run",
                 f"raise it to {-(-longest // parallel)} or more",
             )
-    return f"micro-batches of up to {count_at(config, keys[0])} tokens a device"
+    return f"micro-batches of up to {count_at(config, limits[0])} tokens a device"

@@ -23,7 +23,8 @@ class Doctor:
     """console: where findings are shown as they are made; None: they are only kept."""
 
     def __init__(self, console: Console | None):
-        self.console, self.findings = console, []
+        self.console = console
+        self.findings: list[Finding] = []
 
     def look_at(self, title: str, checks: Iterable[Check], subject: Any = None) -> list[Finding]:
         """Make the checks, under a heading."""
@@ -92,7 +93,8 @@ def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tu
         return (FAILED if doctor.failed else FINE), []
     for title, checks in GROUPS:
         doctor.look_at(title, checks())
-    code, lines = FINE, []
+    code = FINE
+    lines: list[str] = []
     if arguments and doctor.failed:
         doctor.look_at("this run", [("configuration", partial(_refuse, Unseen("mend the installation first")))])
     elif arguments:

@@ -36,7 +36,7 @@ def _ray(_: None) -> str:
         return "RAY_ADDRESS is not set: a run joins a cluster that runs on this machine, or starts one"
     if address.startswith("ray://") or address in ("auto", "local"):
         return f"RAY_ADDRESS={address}: not looked at"
-    host, _, port = address.rpartition(":")
+    host, _colon, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=ANSWER):
             pass
