@@ -206,7 +206,7 @@ def test_a_mistake_of_ours_in_the_callback_ends_the_process_too(folder, monkeypa
     def broken(config):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("sgpo_verl.binding.preflight.check_run", broken)
+    monkeypatch.setattr("sgpo_verl.binding.preflight.CHECKS", (("ours", broken),))
     with pytest.raises(SystemExit) as stop:
         Preflight().on_job_start(OmegaConf.create(compose(arguments(folder))))
     assert stop.value.code == 1

@@ -107,3 +107,4 @@ def test_doctor_is_content_with_this_installation():
     process = python(code, VERL_PLATFORM="cpu")
     assert process.returncode == 0, process.stdout
     assert "FAIL" not in process.stdout
+    assert "✓ ok   seams             all " in process.stdout

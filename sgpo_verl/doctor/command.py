@@ -72,9 +72,8 @@ def _refuse(error: SgpoError, _: Any) -> str:
 def run(arguments: Sequence[str], as_json: bool = False, seams: Path | None = None) -> int:
     """``sgpo doctor``. arguments: of a training command, if one is to be looked at. seams: hold this verl, and nothing else,
     against the list of what the plugin uses. Returns the exit code."""
-    os.environ.setdefault(
-        "VERL_LOGGING_LEVEL", "ERROR"
-    )  # what verl lacks on a machine without a GPU is not the question
+    # What verl lacks on a machine without a GPU is not the question.
+    os.environ.setdefault("VERL_LOGGING_LEVEL", "ERROR")
     warnings.simplefilter("ignore")
     output = sys.stdout
     doctor = Doctor(None if as_json else Console(file=output, highlight=False))
@@ -89,7 +88,7 @@ def run(arguments: Sequence[str], as_json: bool = False, seams: Path | None = No
 
 def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tuple[int, list[str]]:
     if seams is not None:
-        doctor.look_at(f"verl in {seams}", [("seams", partial(plugin.check_seams, seams))])
+        doctor.look_at(f"verl in {seams}", plugin.seam_checks(seams))
         return (FAILED if doctor.failed else FINE), []
     for title, checks in GROUPS:
         doctor.look_at(title, checks())

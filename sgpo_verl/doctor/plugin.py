@@ -21,7 +21,11 @@ def checks() -> Iterator[Check]:
     yield "plugin", _plugin
     yield "names in verl", _registered
     yield "Hydra", _groups
-    yield "seams", partial(check_seams, None)
+
+
+def seam_checks(verl: Path | None = None) -> Iterator[Check]:
+    """verl: a checkout; None: the installed one."""
+    yield "seams", partial(_seams, verl)
 
 
 def load(what: str, action: Callable[[], Any]) -> Any:
@@ -30,9 +34,9 @@ def load(what: str, action: Callable[[], Any]) -> Any:
         return action()
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        words = " ".join(str(error).split())[:300]
+        file, words = "/".join(Path(place.filename).parts[-3:]), " ".join(str(error).split())[:300]
         raise SgpoError(
-            f"{what} raised {type(error).__name__}: {words} ({place.filename}, line {place.lineno})",
+            f"{what} raised {type(error).__name__}: {words} ({file}, line {place.lineno})",
             "mend what it names, or " + REINSTALL,
         ) from None
 
@@ -88,7 +92,7 @@ def _groups(_: None) -> str:
     return ", ".join(groups)
 
 
-def check_seams(verl: Path | None, _: None) -> str:
+def _seams(verl: Path | None, _: None) -> str:
     """Every name, parameter and key of verl that the plugin uses, looked up in its source."""
     count, problems = seams.check(verl)
     if problems:
