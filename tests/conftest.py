@@ -6,7 +6,12 @@ import tempfile
 # Ray would join a cluster that runs on this machine, of another test process or of the user's: look for one elsewhere.
 _ray_folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
 os.environ.update(
-    VERL_PLATFORM="cpu", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", RAY_DEDUP_LOGS="0", RAY_TMPDIR=_ray_folder.name
+    VERL_PLATFORM="cpu",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    HF_HUB_OFFLINE="1",
+    RAY_DEDUP_LOGS="0",
+    RAY_TMPDIR=_ray_folder.name,
+    RAY_memory_monitor_refresh_ms="0",  # it kills a worker when the machine's memory is nearly full, whoever filled it
 )
 
 import pytest  # noqa: E402

@@ -271,7 +271,7 @@ needs_process_group = pytest.mark.skipif(sys.version_info < (3, 11), reason="Pop
 
 
 def wait_for_pid(log: Path) -> int:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -309,7 +309,7 @@ def test_a_killed_demo_takes_its_child_along(tmp_path):
     pid = wait_for_pid(log)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 50
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)

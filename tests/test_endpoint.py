@@ -1,5 +1,6 @@
 """`sgpo profile --endpoint` against a real `vllm serve`, and the pass that is killed again and again."""
 
+import contextlib
 import json
 import os
 import random
@@ -27,12 +28,19 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 """
 
 
+def free_port() -> int:
+    """Below those that the system hands out: one of these may be another run's before the server is up to take it."""
+    for port in range(20000 + os.getpid() % 10000, 32000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port from 20000 to 32000")
+
+
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """URL of a vLLM server of the tiny model, which it calls "tiny"."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     work = tmp_path_factory.mktemp("serve")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model")]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
@@ -41,17 +49,19 @@ def server(folder, tmp_path_factory):
         process = subprocess.Popen(command, env=tiny.environment(work), stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(180):
+        for _ in range(600):
             assert process.poll() is None, (work / "log").read_text()[-3000:]
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=1)
                 break
             except OSError:
                 time.sleep(1)
+        else:
+            pytest.fail("the server was not up in time: " + (work / "log").read_text()[-3000:])
         yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(300)
 
 
 def command(folder, output, url, **more):

@@ -32,18 +32,18 @@ def test_a_run_survives_a_full_disk_a_dead_worker_and_a_dead_server(folder, tmp_
 
     # 2. An agent-loop worker dies while it samples step 3.
     run = tiny.start(tmp_path, arguments)
-    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) == 2, run)
+    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) >= 2, run)
     tiny.kill_titled(run, "ray::AgentLoopWorkerTQ")
-    assert run.wait(120) == 2
+    assert run.wait(300) == 2
     assert tiny.last_line(tmp_path).startswith("sgpo: an agent-loop worker died, with the rollouts that it held")
     assert tracker.read_text() == "2"
 
     # 3. A rollout server's engine dies while it samples.
     (tmp_path / "metrics.jsonl").unlink()
     run = tiny.start(tmp_path, arguments)
-    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) == 1, run)  # step 3
+    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) >= 1, run)  # step 3
     tiny.kill_titled(run, "VLLM::EngineCore")
-    assert run.wait(120) == 2
+    assert run.wait(300) == 2
     assert tiny.last_line(tmp_path).startswith("sgpo: rollout server died: http://")
 
     # 4. Nothing more happens.

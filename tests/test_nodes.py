@@ -42,9 +42,9 @@ def test_a_run_on_two_nodes_says_which_worker_died_and_goes_on_with_another_node
 
     cluster, second = two_nodes()
     run = tiny.start(tmp_path, arguments(cluster))
-    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) == 3, run)
+    tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) >= 2, run)  # two steps before the next checkpoint
     cluster.remove_node(second, allow_graceful=False)
-    assert run.wait(180) == 2
+    assert run.wait(300) == 2
     said = tiny.last_line(tmp_path)
     assert "died" in said and "start the same command again to resume from the last checkpoint" in said
     cluster.shutdown()

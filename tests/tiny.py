@@ -143,17 +143,21 @@ def train(run_dir: Path, arguments: list[str], timeout: float = 1200) -> subproc
     try:
         process.wait(timeout)
     finally:
-        process.kill()
+        kill_all(process)  # nothing of a run that hangs, or of a test that is interrupted, is left for the next one
     return process
 
 
 def wait_until(happened, process: subprocess.Popen, timeout: float = 900) -> None:
-    """Poll until ``happened()``. Fails the test if the run ends or the time is over before."""
+    """Poll until ``happened()``. Fails the test, and kills the run, if the run ends or the time is over before."""
     end = time.monotonic() + timeout
-    while not happened():
-        assert process.poll() is None, f"the run ended with {process.returncode} before that"
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.002)
+    try:
+        while not happened():
+            assert process.poll() is None, f"the run ended with {process.returncode} before that"
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.002)
+    except BaseException:
+        kill_all(process)
+        raise
 
 
 def kill_titled(process: subprocess.Popen, title: str) -> None:
@@ -176,6 +180,8 @@ def last_line(run_dir: Path) -> str:
 
 def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL to the run and every process it started, at once: what the death of a machine is to it."""
+    if process.poll() is not None:
+        return
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in everyone:
         with contextlib.suppress(psutil.NoSuchProcess):
