@@ -1,5 +1,5 @@
 # make demo: set up and run the main job (eleven to twelve minutes). make test: set up and run the tests. Both need Python and git only.
-.PHONY: demo test setup lint clean
+.PHONY: demo test setup lint docs clean
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3,$(shell $(p) -c 'import sys; v=sys.version_info[:2]; print("$(p)" if (3, 10) <= v <= (3, 12) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
@@ -16,6 +16,10 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# The documentation site, into site/. A warning is an error; it asks no network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
 setup: .venv/.ready
 
 # Marked ready only when everything is in, so that an interrupted set-up is done again.
@@ -29,4 +33,4 @@ setup: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv demo_run
+	rm -rf .venv demo_run site
