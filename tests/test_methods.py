@@ -1,41 +1,9 @@
 """GRESO, AERO and bayes in real runs: what verl dumped is what their rules say."""
 
 import pytest
-import tiny
+from methods_run import STEPS, check_rescued, is_mixed, trained
 
 pytestmark = pytest.mark.stack
-
-# By the prompt's index: always right, never right, seldom, half of the time.
-REWARD = """
-def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    kind = extra_info["index"] % 4
-    if kind < 2:
-        return float(kind == 0)
-    return float(len(solution_str) == 2 if kind == 2 else len(solution_str) % 2 == 0)
-"""
-STEPS = 3
-
-
-def trained(folder, tmp_path, method, **more):
-    """(the logged steps, the dumped scores of every group of every step)."""
-    settings = {
-        "algorithm.adv_estimator": None,
-        "+sgpo": method,
-        "trainer.total_training_steps": STEPS,
-        "reward.custom_reward_function.path": tiny.make_reward(tmp_path / "reward.py", REWARD),
-        **more,
-    }
-    run = tiny.train(tmp_path, tiny.overrides(folder, **settings))
-    assert run.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-    logged = tiny.metrics(tmp_path)
-    assert len(logged) == STEPS
-    steps = [tiny.dumped_groups(tmp_path, step) for step in range(1, STEPS + 1)]
-    scores = [[[row["score"] for row in rows] for uid, rows in s.items() if not uid.startswith("pad")] for s in steps]
-    return logged, scores
-
-
-def is_mixed(scores):
-    return len(set(scores)) > 1
 
 
 def test_greso_trains_on_full_steps_of_mixed_groups_and_pays_for_the_others(folder, tmp_path):
@@ -63,14 +31,7 @@ def test_aero_rescues_within_the_group_and_trains_on_what_it_keeps(folder, tmp_p
     logged, steps = trained(folder, tmp_path, "aero", **more)
     for metrics, groups in zip(logged, steps, strict=True):
         assert len(groups) == 16  # 64 rollouts of the baseline / 4
-        kept = 0
-        for scores in groups:
-            n, c = len(scores), int(sum(scores))
-            assert n in (4, 6, 8, 9)
-            assert n == 9 or c  # given up only when there are 9
-            if n > 4:
-                assert c <= 2  # the wave before last had none: at most the last two are right
-            kept += 3 if c in (0, n) else 2 * c if 2 * c < n else n
+        kept = check_rescued(groups, explore=4, most=9, keep=3)
         assert metrics["sgpo/rollouts/generated"] == sum(map(len, groups))
         assert metrics["sgpo/rollouts/trained"] == kept
     assert any(len(scores) == 9 for groups in steps for scores in groups)

@@ -1,0 +1,128 @@
+"""Five real steps each of stock GRPO and of sGPO, on FSDP2 and on Megatron, and what they did, as a table to tick off.
+
+    python tests/gpu_check.py                                  on one GPU: fsdp2 and megatron
+    VERL_PLATFORM=cpu python tests/gpu_check.py --cpu          without one: fsdp2
+
+A random Llama of 0.1M parameters is made on the spot, with 48 prompts and a profile for groups of 2, 4 and 8. Group sizes
+are read from verl's own rollout dump (trainer.rollout_data_dir: one JSON line per rollout, its uid begins with its group's)
+and held against the plan. Exit status 1 if a line of the table is not as it must be.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import tiny
+from paper_run import GROUP_SIZE, SUCCESSES, UNSOLVED, groups_of_step, rows_of
+
+PACKAGES = ("verl", "vllm", "torch", "ray", "transformers", "megatron-core", "mbridge", "transformer-engine")
+GPU = {
+    "+runtime": None,
+    "actor_rollout_ref.rollout.name": "vllm",
+    "actor_rollout_ref.rollout.gpu_memory_utilization": 0.3,
+}
+ENGINES = {
+    "fsdp2": {
+        "actor_rollout_ref.actor.strategy": "fsdp2",
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+    },
+    "megatron": {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.vanilla_mbridge": True},
+}
+
+
+def settings(engine: str, cpu: bool, steps: int) -> dict:
+    common = {
+        "trainer.total_training_steps": steps,
+        "trainer.n_gpus_per_node": 1,
+        "trainer.nnodes": 1,
+        "sgpo.filter.unsolved_fraction": 0.25,
+    }
+    return common if cpu else {**common, **GPU, **ENGINES[engine]}
+
+
+def train(folder: Path, run: Path, arguments: list[str]) -> int:
+    run.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl")}
+    command = tiny.command(run, arguments)
+    (run / "command").write_text(" \\\n    ".join(command) + "\n")
+    with (run / "log").open("w") as log:
+        return subprocess.run(command, cwd=run, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+
+
+def faults(run: Path, steps: int, planned: bool, row_of: dict[str, int]) -> list[str]:
+    """What is not as it must be. planned: groups of the plan's sizes, 64 rollouts a step; else stock verl's, 8 of 8."""
+    logged, found = tiny.metrics(run), []
+    if len(logged) != steps:
+        found.append(f"{len(logged)} steps logged")
+    for step in range(1, len(logged) + 1):
+        groups = groups_of_step(run, step, row_of)
+        if sum(n for _, n in groups) != 64:
+            found.append(f"step {step}: {sum(n for _, n in groups)} rollouts")
+        for row, n in groups:
+            allowed = {8} if not planned else {2, 4, 8} if row in UNSOLVED else {GROUP_SIZE.get(row)}
+            if n not in allowed:
+                found.append(f"step {step}: prompt {row} in a group of {n}")
+    return found
+
+
+def line(engine: str, who: str, run: Path, status: int, wrong: list[str], row_of: dict[str, int]) -> str:
+    logged = tiny.metrics(run)
+    steps = range(1, len(logged) + 1)
+    sizes = Counter(n for step in steps for _, n in groups_of_step(run, step, row_of))
+    seconds = sum(m["timing_s/step"] for m in logged[1:]) / max(1, len(logged) - 1)
+    norms = [m.get("actor/grad_norm", 0.0) for m in logged]
+    verdict = "ok" if not (status or wrong) else f"exit {status}; {'; '.join(wrong[:3])}" if wrong else f"exit {status}"
+    groups = ", ".join(f"{count} of {size}" for size, count in sorted(sizes.items()))
+    return f"| {engine} | {who} | {len(logged)} | {groups} | {min(norms, default=0):.3g} | {seconds:.1f} | {verdict} |"
+
+
+def versions() -> str:
+    def of(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            return f"{package} -"
+
+    return ", ".join(map(of, PACKAGES))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", action="append", choices=list(ENGINES), help="default: all that the machine can")
+    parser.add_argument("--cpu", action="store_true", help="with verl's CPU runtime: fsdp2 only")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"))
+    parser.add_argument("more", nargs="*", help="further overrides, key=value, for every run")
+    asked = parser.parse_args()
+    folder = asked.out.resolve()
+    tiny.make_model(folder / "model")
+    tiny.make_data(folder / "train.parquet", 48)
+    tiny.make_data(folder / "val.parquet", 8, seed=1)
+    tiny.make_reward(folder / "reward.py")
+    row_of, lines, bad = rows_of(folder), [], False
+    for engine in asked.engine or (["fsdp2"] if asked.cpu else list(ENGINES)):
+        base = settings(engine, asked.cpu, asked.steps)
+        of_sgpo = tiny.overrides(folder, **base, **{"algorithm.adv_estimator": None, "+sgpo": "paper"}) + asked.more
+        stock = [a for a in tiny.overrides(folder, **base) if not a.startswith("sgpo.")] + asked.more
+        of_sgpo.append(f"sgpo.profile.path={tiny.make_profile(folder, SUCCESSES, of_sgpo)}")
+        for who, arguments in (("stock GRPO", stock), ("sGPO", of_sgpo)):
+            run = folder / f"{engine}_{who.split()[0].lower()}"
+            print(f"{engine}, {who}: {run / 'log'}", flush=True)
+            status = train(folder, run, arguments)
+            wrong = faults(run, asked.steps, who == "sGPO", row_of)
+            bad = bad or bool(status or wrong)
+            lines.append(line(engine, who, run, status, wrong, row_of))
+    print(
+        f"\n{versions()}\n\n| engine | run | steps | groups | least gradient norm | s a step | |\n|---|---|---|---|---|---|---|"
+    )
+    print("\n".join(lines))
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
