@@ -51,6 +51,11 @@ def broken(folder, tmp_path_factory):
     return broken
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    monkeypatch.setattr("sgpo_verl.checks.reward.PATIENCE", 120.0)  # a busy machine is not the question
+
+
 NO_PROFILE = {"sgpo.profile.path": None}
 FIXED = {"actor_rollout_ref.actor.use_dynamic_bsz": False}
 MICRO = {

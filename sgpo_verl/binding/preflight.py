@@ -19,12 +19,12 @@ from sgpo_verl.binding.verl_version import check_verl_version
 from sgpo_verl.binding.verls_checks import check_engines, check_loads, check_verls
 from sgpo_verl.binding.watch import AGAIN
 from sgpo_verl.checks.batch import check_batch
-from sgpo_verl.checks.data import check_data
+from sgpo_verl.checks.data import check_data, check_training_data
 from sgpo_verl.checks.devices import check_devices
 from sgpo_verl.checks.findings import Check, Finding, examine
 from sgpo_verl.checks.model import check_model
 from sgpo_verl.checks.output import check_output
-from sgpo_verl.checks.profile import check_profile
+from sgpo_verl.checks.profile import check_profile, check_to_be_profiled
 from sgpo_verl.checks.reward import check_reward
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import check_supported, settings_of, value_at
@@ -96,9 +96,19 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def check_run(config: dict[str, Any]) -> None:
+# What `sgpo profile` is held against: not whether the run could train, nor what an earlier profile says.
+TO_PROFILE: tuple[Check, ...] = (
+    ("method", check_method),
+    ("data", check_training_data),
+    ("model", check_model),
+    ("reward function", check_reward),
+    ("profile", check_to_be_profiled),
+)
+
+
+def check_run(config: dict[str, Any], checks: Iterable[Check] = CHECKS) -> None:
     """Everything that the resolved configuration, and the files that it names, can tell. Raises SgpoError."""
-    for finding in examine(CHECKS, config):
+    for finding in examine(checks, config):
         if finding.status == "fail":
             raise SgpoError(finding.text, finding.fix)
 

@@ -21,7 +21,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from sgpo_verl import profile_view
 from sgpo_verl.binding.dataloader import identify_dataset
 from sgpo_verl.binding.named import named
-from sgpo_verl.binding.preflight import check_run
+from sgpo_verl.binding.preflight import TO_PROFILE, check_run
 from sgpo_verl.binding.profiler import Target, make_profile
 from sgpo_verl.binding.session import metadata_for
 from sgpo_verl.checks.profile import check_profilable
@@ -40,7 +40,7 @@ def run(plain: dict[str, Any], output: Path | None, force: bool = False, add: in
     """
     console = Console(highlight=False, soft_wrap=True)
     settings = settings_of(plain)
-    check_run(with_profile(plain, {"path": None}))
+    check_run(with_profile(plain, {"path": None}), TO_PROFILE)
     output = output or Path(settings.profile.path or own_profile_path(plain))
     if os.path.isdir(output):
         raise SgpoError(f"-o {output}: is a folder; name a file")

@@ -36,8 +36,16 @@ def check_data(config: Mapping[str, Any]) -> str:
     train, validation = (_rows(check_files(config, key)) for key in (TRAIN, VALIDATION))
     if train is not None:
         _check_enough(config, train)
-    many = [f"{rows} rows" if rows is not None else "rows that are not counted here" for rows in (train, validation)]
-    return f"{many[0]} to train on, {many[1]} to validate with"
+    return f"{_many(train)} to train on, {_many(validation)} to validate with"
+
+
+def check_training_data(config: Mapping[str, Any]) -> str:
+    """The same of the training files alone, however many rows a step needs."""
+    return f"{_many(_rows(check_files(config, TRAIN)))} to train on"
+
+
+def _many(rows: int | None) -> str:
+    return "rows that are not counted here" if rows is None else f"{rows} rows"
 
 
 def check_files(config: Mapping[str, Any], key: str) -> list[Peek | None]:

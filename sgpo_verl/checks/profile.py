@@ -32,6 +32,14 @@ def check_profile(config: Mapping[str, Any]) -> str:
     return f"made before the first step: {settings.profile.n} samples of every prompt, in {own_profile_path(config)}"
 
 
+def check_to_be_profiled(config: Mapping[str, Any]) -> str:
+    """Whether a profile can be made, whatever there is already."""
+    numbers_of(config)
+    describe_run(config)
+    check_profilable(config)
+    return f"{settings_of(config).profile.n} samples of every prompt"
+
+
 def describe_run(config: Mapping[str, Any]) -> ProfileMetadata:
     """What a profile of this run would say of itself. Raises SgpoError naming the key of a file that is not there."""
     settings = settings_of(config)
