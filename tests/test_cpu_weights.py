@@ -86,3 +86,16 @@ def test_every_receiver_gets_every_tensor_unchanged_time_after_time(monkeypatch)
             for (_, got), (_, sent) in zip(result, weights, strict=True):
                 assert got.dtype == sent.dtype
                 assert torch.equal(got, sent)
+
+
+def test_runs_on_one_machine_each_have_sockets_of_their_own(monkeypatch):
+    # Ray numbers jobs anew in every cluster, and verl names the socket by the job.
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
+
+    handle = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
+    monkeypatch.setenv("RAY_RAYLET_PID", "71")
+    sender = BucketedWeightSender(zmq_handle=handle, bucket_size_mb=1, use_shm=True)
+    receiver = BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
+    assert sender.zmq_handle == receiver.zmq_handle != handle
+    monkeypatch.setenv("RAY_RAYLET_PID", "72")
+    assert BucketedWeightSender(handle, use_shm=True).zmq_handle != sender.zmq_handle

@@ -6,6 +6,7 @@ The settings that a CPU run needs besides are in ``conf/runtime/cpu.yaml`` (``+r
 """
 
 import importlib.metadata
+import inspect
 import os
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ def enable() -> None:
     wrapt.when_imported("torch.distributed")(_fold_duplicate_backend)
     wrapt.when_imported("torch.distributed.fsdp")(_offload_without_pinning)
     wrapt.when_imported("verl.utils.fsdp_utils")(_copy_what_is_saved_to_cpu)
+    wrapt.when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer")(_sockets_of_this_cluster)
     _register_platform()
 
 
@@ -65,6 +67,19 @@ def _copy_what_is_saved_to_cpu(module) -> None:
     def fsdp2_sharded_save_to_cpu(wrapped, instance, args, kwargs):
         state, spec = wrapped(*args, **kwargs)
         return {name: (tensor.clone(), placement) for name, (tensor, placement) in state.items()}, spec
+
+
+def _sockets_of_this_cluster(module) -> None:
+    """verl names the socket that weights go through by Ray's job, which is the first of every cluster: two runs on one
+    machine, each with a Ray of its own, would take each other's weights, and wait for ever. The raylet tells them apart."""
+
+    def named(wrapped, instance, args, kwargs):
+        given = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        handle = given.pop("zmq_handle").replace("/rl-colocate-", f"/rl-colocate-{os.environ['RAY_RAYLET_PID']}-")
+        return wrapped(zmq_handle=handle, **given)
+
+    for side in ("BucketedWeightSender", "BucketedWeightReceiver"):
+        wrapt.wrap_function_wrapper(module, f"{side}.__init__", named)
 
 
 def let_vllm_update_weights_in_place() -> None:
