@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 EPSILON = 1e-6  # as in verl's GRPO
+LEAST_VARIANCE = 0.05  # of an outcome, in ``rare``: no rollout weighs more than 1 / sqrt(0.05) = 4.5
 
 
 def grpo(rewards_N: np.ndarray, group_N: np.ndarray, normalize_by_std: bool = True) -> np.ndarray:
@@ -59,12 +60,44 @@ def posterior(
     successes_N = np.asarray(successes_N, dtype=np.float64)
     if successes_N.size == 0:
         return successes_N
+    baseline_N = expected_without(successes_N, group_N, a_N, b_N)
+    mean_N = a_N / (a_N + b_N)
+    return (successes_N - baseline_N) / (np.sqrt(mean_N * (1 - mean_N)) if normalize_by_std else 1.0)
+
+
+def rare(
+    successes_N: np.ndarray,
+    group_N: np.ndarray,
+    a_N: np.ndarray,
+    b_N: np.ndarray,
+    normalize_by_std: bool = True,
+) -> np.ndarray:
+    """Advantage of the outcome that was not expected; exactly 0 for the one that was: float64 (N,). Ours.
+
+    A_i = (s_i - b_i) / sqrt(max(m_i (1 - m_i), 1/20)),  b_i = 1 if m_i > 1/2 else 0,  m_i = (a + c - s_i) / (a + b + G - 1)
+
+    m_i is the expected pass rate given the other rollouts of the group, as in ``posterior``, so neither b_i nor the scale
+    depends on s_i: unbiased. Of a prompt that is mostly failed only successes teach, of one that is mostly solved only
+    failures: a share min(p, 1 - p) of the rows, and no group is needed. Rows are what costs (2N FLOPs to generate a token, 8N
+    more to train on it), and with p = 1/4 a row's second moment is p = 1/4 where the mean as baseline has p (1 - p) = 3/16:
+    a third more noise for a quarter of the training.
+
+    Arguments as for ``posterior``.
+    """
+    successes_N = np.asarray(successes_N, dtype=np.float64)
+    if successes_N.size == 0:
+        return successes_N
+    mean_N = expected_without(successes_N, group_N, a_N, b_N)
+    deviation_N = np.sqrt(np.maximum(mean_N * (1 - mean_N), LEAST_VARIANCE))
+    return (successes_N - (mean_N > 0.5)) / (deviation_N if normalize_by_std else 1.0)
+
+
+def expected_without(successes_N: np.ndarray, group_N: np.ndarray, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+    """(a + c - s_i) / (a + b + G - 1): the pass rate expected of a row's prompt, given the other rollouts of its group."""
     member_N = numbered(group_N)
     correct_N = np.bincount(member_N, successes_N)[member_N]
     size_N = np.bincount(member_N)[member_N]
-    baseline_N = (a_N + correct_N - successes_N) / (a_N + b_N + size_N - 1)
-    mean_N = a_N / (a_N + b_N)
-    return (successes_N - baseline_N) / (np.sqrt(mean_N * (1 - mean_N)) if normalize_by_std else 1.0)
+    return (a_N + correct_N - successes_N) / (a_N + b_N + size_N - 1)
 
 
 def numbered(group_N: np.ndarray) -> np.ndarray:

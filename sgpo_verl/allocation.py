@@ -1,16 +1,26 @@
 """How many rollouts each prompt gets, where one more is expected to teach most: an exact budget, spent by marginal gain.
 
-A group of n teaches when it is mixed, with probability f(n) = 1 - p^n - (1 - p)^n. f is concave from the second rollout on, so
+What a group of n is expected to teach, f(n): with group-relative advantages the probability that it is mixed,
+1 - p^n - (1 - p)^n; with advantages that need no group n p (1 - p). Both are concave from the second rollout on, so
 the best allocation takes rollouts in the order of their gain (Fox 1966): first whole groups of ``least``, by f(least) / least
 each, and more for groups that are there, by f(n) - f(n - 1).
 """
 
+from collections.abc import Callable
+
 import numpy as np
+
+Gain = Callable[[np.ndarray, np.ndarray | int], np.ndarray]
 
 
 def mixed(p_M: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     """P(a group of n is mixed) = 1 - p^n - (1 - p)^n, float64, of the broadcast shape. n = 1: 0."""
     return 1.0 - p_M**n - (1.0 - p_M) ** n
+
+
+def alone(p_M: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+    """Variance of n outcomes, n p (1 - p): what rollouts teach that are not measured against each other."""
+    return n * p_M * (1.0 - p_M)
 
 
 def allocate(
@@ -20,18 +30,20 @@ def allocate(
     most: int,
     weight_M: np.ndarray | None = None,
     price_M: np.ndarray | None = None,
+    gain: Gain = mixed,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(places, sizes): who gets how many, maximising sum of weight x f(n) - price x n over sizes 0 or least..most.
 
-    Exact for least = 2, where f is concave from the opening on; else within the gain of one group.
+    Exact for least = 2, where f is concave from the opening on, and for ``alone``; else within the gain of one group.
 
     The sizes sum to exactly ``rollouts``: should all groups be at ``most``, or the rest be too small for one, what is left is
-    dealt out one by one. p_M: pass rates (M,). weight_M, price_M: per prompt (M,), 1 and 0 if not given. Best prompts first.
+    dealt out one by one. p_M: pass rates (M,). gain: f, of p and n. weight_M, price_M: per prompt (M,), 1 and 0 if not given.
+    Best prompts first.
     """
     weight_M = np.ones_like(p_M) if weight_M is None else weight_M
     price_M = np.zeros_like(p_M) if price_M is None else price_M
     least = min(least, rollouts)
-    gain_M = weight_M * mixed(p_M, least) / least - price_M
+    gain_M = weight_M * gain(p_M, least) / least - price_M
     # No more groups than these can be opened, and groups are opened in the order of this gain.
     openable = min(len(p_M), rollouts // least)
     best_K = np.argpartition(-gain_M, openable - 1)[:openable]
@@ -39,7 +51,7 @@ def allocate(
 
     p_K, weight_K, price_K = p_M[best_K], weight_M[best_K], price_M[best_K]
     extra_E = np.arange(least + 1, most + 1)
-    gain_KE = weight_K[:, None] * (mixed(p_K[:, None], extra_E) - mixed(p_K[:, None], extra_E - 1)) - price_K[:, None]
+    gain_KE = weight_K[:, None] * (gain(p_K[:, None], extra_E) - gain(p_K[:, None], extra_E - 1)) - price_K[:, None]
     size_K = _by_gain(gain_M[best_K], gain_KE, rollouts, least)
     opened_K = size_K > 0
     best_K, size_K = best_K[opened_K], size_K[opened_K]

@@ -184,8 +184,8 @@ class AeroSettings(_Node):
 
 
 class PosteriorSettings(_Node):
-    """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior, and for
-    curriculum = custom."""
+    """What is believed of every prompt's pass rate, Beta(a, b): allocation, curriculum or advantage = posterior,
+    advantage = rare, curriculum = custom."""
 
     successes: float = Field(1.0, ge=1e-6, le=1e6, description="a of a prompt of which nothing is known.")
     failures: float = Field(1.0, ge=1e-6, le=1e6, description="b of a prompt of which nothing is known.")
@@ -193,7 +193,9 @@ class PosteriorSettings(_Node):
         0.5, ge=0, le=1, description="What a sample of sgpo.profile.path counts as, in rollouts."
     )
     memory: float = Field(0.7, ge=0, le=1, description="Share of the old evidence that stays when new comes.")
-    strength: float = Field(4.0, gt=0, description="advantage=posterior: a + b are scaled down to this at most.")
+    strength: float = Field(
+        4.0, gt=0, description="advantage=posterior or rare: a + b are scaled down to this at most."
+    )
     temperature: float = Field(
         0.05, ge=0, description="Noise in the choice of prompts, beyond a draw from the posterior."
     )
@@ -229,10 +231,11 @@ class Settings(_Node):
         description="Rollouts per prompt. profile: 1 / pass rate; uniform: actor_rollout_ref.rollout.n; posterior: where one "
         "more is expected to teach most; rescue: more while none succeeds; null: the method's own.",
     )
-    advantage: Literal["grpo", "posterior", "aero"] = Field(
+    advantage: Literal["grpo", "posterior", "rare", "aero"] = Field(
         "grpo",
-        description="grpo: against the group's mean; posterior: against what was expected of the prompt; aero: against the "
-        "posterior mean where a group is all the same; null: the method's own.",
+        description="grpo: against the group's mean; posterior: against what was expected of the prompt; rare: only the "
+        "outcome that was not expected of the prompt has one; aero: against the posterior mean where a group is all the same; "
+        "null: the method's own.",
     )
     seed: int = Field(0, ge=0, description="Of every random choice made here: profile samples, sub-sampling, order.")
     success_threshold: float = Field(
@@ -270,7 +273,9 @@ class Settings(_Node):
     @property
     def needs_posterior(self) -> bool:
         return (
-            "posterior" in (self.allocation, self.curriculum.order, self.advantage) or self.curriculum.order == "custom"
+            "posterior" in (self.allocation, self.curriculum.order)
+            or self.curriculum.order == "custom"
+            or self.advantage in ("posterior", "rare")
         )
 
     @property

@@ -22,7 +22,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "filter": "none",
         "allocation": "posterior",
         "curriculum": "posterior",
-        "advantage": "grpo",
+        "advantage": "rare",
         "prune": True,
     },
 }
@@ -60,8 +60,8 @@ def misfits(settings: "Settings") -> list[tuple[bool, str]]:
             f"filter=mixed fills a step up group by group, all of one size: it needs allocation=uniform, not {allocation}",
         ),
         (
-            allocation == "posterior" and settings.group_size.min < 2,
-            "group_size.min=1 with allocation=posterior: a group of one is never mixed; use 2 or more",
+            allocation == "posterior" and advantage == "grpo" and settings.group_size.min < 2,
+            "group_size.min=1 with allocation=posterior and advantage=grpo: a group of one is never mixed; use 2 or more",
         ),
         (
             order == "greso" and allocation == "profile",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sgpo_verl.allocation import alone, mixed
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.fingerprint import digest, digest_of_keys, fingerprint
@@ -78,8 +79,9 @@ class Plan:
         if s.curriculum.order == "posterior":
             assert posterior is not None
             sizes = s.group_size if s.allocation == "posterior" else None
+            gain = alone if s.advantage == "rare" else mixed
             phase = self.phases[0]
-            return Bayes(s.method, phase, posterior, sizes, rollouts, total, s.posterior, *run), posterior
+            return Bayes(s.method, phase, posterior, sizes, rollouts, total, s.posterior, gain, *run), posterior
         if s.curriculum.order == "custom":
             return self._custom(posterior, total, *run), posterior
         if s.curriculum.order == "greso":

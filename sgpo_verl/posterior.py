@@ -3,7 +3,7 @@
     (a, b) = prior + weight x (successes, failures) of the profile
     after a group of G with c successes:  a <- a0 + memory (a - a0) + c,  b <- b0 + memory (b - b0) + G - c
 
-Old evidence fades because the policy moves: with memory 0.7 a prompt's last group counts as much as all before it.
+Old evidence fades because the policy moves: with memory 0.9 no more than ten groups' worth is kept, with 0.7 three.
 """
 
 from collections.abc import Sequence

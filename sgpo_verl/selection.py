@@ -6,6 +6,7 @@ Three numbers per rollout: its advantage; whether it counts in the loss's denomi
     as stock GRPO     of its group             all      all
     prune             of its group             all      where it is not zero: the gradient is the same
     train_fraction    of its group / P(kept)   all      drawn in proportion to |A|: the expected gradient is the same
+    rare              of unexpected outcomes   all      with prune, those: the others' advantage is zero
     aero              of what is kept          kept     kept: a rejected rollout is as if it had not been sampled
 """
 
@@ -17,6 +18,8 @@ from sgpo_verl import advantage
 from sgpo_verl.config import Settings
 from sgpo_verl.methods import aero
 from sgpo_verl.methods.base import Outcome
+
+AGAINST_BELIEF = {"posterior": advantage.posterior, "rare": advantage.rare}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Sampled:
 
     def prior(self) -> tuple[np.ndarray, np.ndarray]:
         """(a_N, b_N) of a run that believes something."""
-        assert self.a_N is not None and self.b_N is not None, "sgpo.advantage=posterior, and no posterior was kept"
+        assert self.a_N is not None and self.b_N is not None, "an advantage against beliefs, and none are kept"
         return self.a_N, self.b_N
 
 
@@ -80,9 +83,9 @@ def select(sampled: Sampled, settings: Settings, seeds: list[int], normalize_by_
     counts_N = np.ones(len(sampled.rewards_N), dtype=bool)
     if settings.advantage == "aero":
         advantages_N, counts_N = _aero(sampled, settings, rng, normalize_by_std)
-    elif settings.advantage == "posterior":
-        a_N, b_N = sampled.prior()
-        advantages_N = advantage.posterior(sampled.successes_N, sampled.group_N, a_N, b_N, normalize_by_std)
+    elif settings.advantage in AGAINST_BELIEF:
+        against = AGAINST_BELIEF[settings.advantage]
+        advantages_N = against(sampled.successes_N, sampled.group_N, *sampled.prior(), normalize_by_std)
     else:
         advantages_N = advantage.grpo(sampled.rewards_N, sampled.group_N, normalize_by_std)
     trained_N = counts_N & (advantages_N != 0) if settings.prune else counts_N

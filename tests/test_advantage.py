@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_verl.advantage import EPSILON, grpo, posterior
+from sgpo_verl.advantage import EPSILON, grpo, posterior, rare
 
 
 def literal_grpo(rewards: list[float], groups: list, normalize: bool) -> list[float]:
@@ -234,6 +234,67 @@ def test_a_prior_that_is_wrong_makes_it_noisier():
     _, ours = expected_gradient(pi, (0,), 3, lambda s: against(s, 99.0, 1.0))
     _, without = expected_gradient(pi, (0,), 3, lambda s: 1.5 * grpo(s, np.zeros(3), False))
     assert ours > without
+
+
+# --- the rare outcome's --------------------------------------------------------------------------------------------
+
+
+def rarely(successes: list[int], a: float, b: float, normalize: bool = False) -> np.ndarray:
+    """The advantages of one group, of a prior Beta(a, b)."""
+    count = len(successes)
+    return rare(successes, np.zeros(count), np.full(count, a), np.full(count, b), normalize)
+
+
+@pytest.mark.parametrize(
+    ("successes", "a", "b", "expected"),
+    [
+        ([1], 1, 3, [1]),  # mostly failed: a success is news
+        ([0], 1, 3, [0]),
+        ([1], 3, 1, [0]),  # mostly solved: a failure is
+        ([0], 3, 1, [-1]),
+        ([1], 1, 1, [1]),  # at one half, successes
+        ([0], 1, 1, [0]),
+        ([1, 0], 1, 1, [1, -1]),  # given the other: (1 + 0) / 3 and (1 + 1) / 3
+        ([1, 1, 0], 2, 1, [0, 0, -1]),  # (2 + 1) / 5, twice, and (2 + 2) / 5
+    ],
+)
+def test_only_the_outcome_that_was_not_expected_has_an_advantage(successes, a, b, expected):
+    assert rarely(successes, a, b).tolist() == expected
+
+
+def test_it_is_scaled_by_what_was_expected_and_never_above_a_bound():
+    # m = 1/4: 1 / sqrt(1/4 x 3/4); m = 1/100: m (1 - m) is below 1/20
+    assert rarely([1], 1, 3, normalize=True) == pytest.approx([2.309401076758503])
+    assert rarely([1], 1, 99, normalize=True) == pytest.approx([4.47213595499958])
+    assert rarely([0], 99, 1, normalize=True) == pytest.approx([-4.47213595499958])
+
+
+def test_a_rare_outcome_of_no_rollouts():
+    assert rare([], [], np.array([]), np.array([])).shape == (0,)
+
+
+@each_policy
+@each_rate
+@each_size
+@pytest.mark.parametrize(("a", "b"), PRIORS)
+def test_the_rare_outcomes_gradient_is_unbiased_whatever_the_prior(correct, p, size, a, b):
+    pi = softmax_policy(p, correct)
+    mean, _ = expected_gradient(pi, correct, size, lambda s: rarely(s, a, b))
+    assert mean == pytest.approx(true_gradient(pi, correct), abs=1e-12)
+
+
+@each_policy
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.2, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_at_equal_cost_rare_outcomes_are_less_noisy_than_groups_where_outcomes_are_uneven(correct, p, size):
+    # 2 per generated row, 8 more per trained one; the variance of a mean over what a cost of 1 buys
+    pi = softmax_policy(p, correct)
+    _, alone = expected_gradient(pi, correct, 1, lambda s: rarely(s, p, 1 - p))
+    ours = alone * (2 + 8 * min(p, 1 - p))
+    unbiased = size / (size - 1)
+    _, grouped = expected_gradient(pi, correct, size, lambda s: unbiased * grpo(s, np.zeros(size), False))
+    pruned = grouped * size * (2 + 8 * (1 - p**size - (1 - p) ** size))
+    assert ours < pruned
 
 
 groups_of_two_outcomes = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgpo_verl.allocation import allocate, mixed
+from sgpo_verl.allocation import allocate, alone, mixed
 
 
 def sizes_of(p, rollouts, least=2, most=8, weight=None, price=None) -> list[int]:
@@ -127,6 +127,21 @@ def test_no_allocation_is_better_for_any_pass_rates(p, rollouts):
     expected = best(p, rollouts, 5, None, None)
     if expected is not None:
         assert value(p, sizes_of(p, rollouts, most=5)) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 100).map(lambda i: i / 100), min_size=1, max_size=5), st.integers(1, 12), st.integers(1, 4)
+)
+def test_no_allocation_is_better_where_no_group_is_needed(p, rollouts, most):
+    places, sizes = allocate(np.array(p), rollouts, 1, most, gain=alone)
+    found = np.zeros(len(p), dtype=int)
+    found[places] = sizes
+    assert found.sum() == rollouts
+    every = [n for n in itertools.product(range(most + 1), repeat=len(p)) if sum(n) == rollouts]
+    if every:
+        worth = [sum(alone(np.array(p), np.array(n))) for n in every]
+        assert sum(alone(np.array(p), found)) == pytest.approx(max(worth), abs=1e-12)
 
 
 @settings(deadline=None)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgpo_verl.allocation import alone, mixed
 from sgpo_verl.config import GroupSizeSettings, PosteriorSettings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.methods.base import Outcome
@@ -20,14 +21,16 @@ from sgpo_verl.posterior import Posterior
 SIZES = GroupSizeSettings(min=2, max=4)
 
 
-def bayes(trials, successes, sizes=SIZES, tokens=None, group=4, sizes_M=None, seed: int = 0, **settings) -> Bayes:
+def bayes(
+    trials, successes, sizes=SIZES, tokens=None, group=4, sizes_M=None, seed: int = 0, gain=mixed, **settings
+) -> Bayes:
     """Steps of 16 rollouts, 160 in all, over every prompt of a profile whose samples count in full."""
     settings = PosteriorSettings(**{"profile_weight": 1, **settings})
     tokens_P = np.zeros(len(trials)) if tokens is None else np.array(tokens)
     posterior = Posterior(np.array(trials), np.array(successes), tokens_P, settings)
     sizes_M = None if sizes_M is None else np.array(sizes_M, dtype=np.int32)
     phase = Phase(group, len(trials), 0, np.arange(len(trials), dtype=np.int32), sizes_M)
-    return Bayes("bayes", phase, posterior, sizes, 16, 160, settings, seed, {"profile": "f1"})
+    return Bayes("bayes", phase, posterior, sizes, 16, 160, settings, gain, seed, {"profile": "f1"})
 
 
 def unknown(prompts: int, **more) -> Bayes:
@@ -77,6 +80,15 @@ def test_groups_are_within_their_bounds_and_plain_numbers():
     groups = unknown(40).next_groups(16)
     assert {type(part) for pair in groups for part in pair} == {int}
     assert all(2 <= n <= 4 for _, n in groups)
+
+
+def test_where_no_group_is_needed_the_best_prompts_get_a_rollout_each():
+    trials, successes = [40] * 40, [20] * 16 + [0] * 12 + [40] * 12
+    method = bayes(trials, successes, GroupSizeSettings(min=1, max=1), gain=alone, temperature=0)
+    groups = method.next_groups(16)
+    assert sorted(groups) == [
+        (prompt, 1) for prompt in range(16)
+    ]  # near one half; the others were never, or always, solved
 
 
 def test_only_prompts_of_the_phase_are_drawn_by_their_position_in_the_plan():

@@ -90,7 +90,7 @@ def test_an_ablation_is_a_list_of_overrides():
         ({"method": "aero", "graded_rewards": True}, "advantage=aero is of right and wrong answers"),
         ({"method": "prune", "batch": {"unit": "prompts"}}, "batch.unit=prompts needs steps of one group size"),
         ({"method": "prune", "curriculum": {"until": "plateau"}}, "curriculum.until=plateau ends a phase"),
-        ({"method": "bayes", "group_size": {"min": 1}}, "a group of one is never mixed"),
+        ({"method": "bayes", "advantage": "grpo", "group_size": {"min": 1}}, "a group of one is never mixed"),
         ({"method": "greso", "filter": "none", "allocation": "profile"}, "curriculum=greso draws groups of one size"),
         ({"method": "bayes", "curriculum": {"epochs": 2}}, "curriculum.epochs .* set trainer.total_epochs"),
         ({"method": "paper", "allocation": "rescue"}, "allocation=rescue .* not phases"),

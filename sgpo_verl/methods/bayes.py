@@ -1,13 +1,15 @@
-"""Ours, beyond the papers: prompts and group sizes chosen step by step, by what is believed of every prompt's pass rate.
+"""Ours, beyond the papers: prompts, and how many rollouts each gets, by what is believed of every prompt's pass rate.
 
 How it differs from sGPO: the profile is evidence, not a verdict, and may be missing. Every rollout moves a Beta posterior
 (``posterior.py``); nothing is removed for ever, mastered prompts fade and unsolved ones return as the policy moves. The order
 easy to hard is not prescribed: it emerges.
 
-A step:  p ~ Beta(a, b) for every prompt (Thompson 1933)  ->  groups where they are most likely to be mixed, for the exact
-budget of rollouts (``allocation.py``)  ->  groups that turn out all the same are not trained on (``sgpo.prune``).
+A step:  p ~ Beta(a, b) for every prompt (Thompson 1933)  ->  a rollout for each of those where p (1 - p) is largest, for the
+exact budget (``allocation.py``)  ->  only outcomes that were not expected of their prompt have an advantage
+(``advantage.rare``)  ->  the others are not trained on (``sgpo.prune``): they cost their generation, a fifth of a trained row.
 
-Small groups and pruning belong together: an all-same group then costs its generation only, a fifth of its training.
+No groups: what a group would tell of a prompt, its posterior knows. With ``sgpo.advantage=grpo`` there are groups again, of the
+sizes in ``sgpo.group_size``, where they are most likely to be mixed.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sgpo_verl.allocation import allocate, mixed
+from sgpo_verl.allocation import Gain, allocate, mixed
 from sgpo_verl.config import GroupSizeSettings, PosteriorSettings
 from sgpo_verl.methods.base import Groups, Outcome, check_state, pack
 from sgpo_verl.methods.curriculum import Phase
@@ -26,7 +28,8 @@ class Bayes:
     """The choice in progress. The posterior is kept, observed and saved by its owner, not here.
 
     phase: who may be drawn, with group_size (or sizes_M) where ``sizes`` is None. sizes: bounds of group sizes that are
-    chosen here. rollouts, total_rollouts, seed, fingerprint: as for ``Greso``.
+    chosen here. gain: what rollouts of a prompt are expected to teach. rollouts, total_rollouts, seed, fingerprint: as for
+    ``Greso``.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class Bayes:
         rollouts: int,
         total_rollouts: int,
         settings: PosteriorSettings,
+        gain: Gain,
         seed: int,
         fingerprint: dict[str, Any],
     ):
         self.name, self.phase, self.posterior, self.sizes = name, phase, posterior, sizes
         self.rollouts, self.total_rollouts = rollouts, total_rollouts
-        self.settings, self.seed, self.fingerprint = settings, seed, fingerprint
+        self.settings, self.gain, self.seed, self.fingerprint = settings, gain, seed, fingerprint
         self.draws = 0  # times that groups were asked for
         self.total = 0  # rollouts handed out, refills apart
 
@@ -67,7 +71,9 @@ class Bayes:
         p_M, weight_M = self._draw()
         sizes: Sequence[int] | np.ndarray
         if self.sizes is not None:
-            places, sizes = allocate(p_M, rollouts, self.sizes.min, self.sizes.max, weight_M, self._price(prompts_M))
+            places, sizes = allocate(
+                p_M, rollouts, self.sizes.min, self.sizes.max, weight_M, self._price(prompts_M), self.gain
+            )
         else:
             places, sizes = self._fixed_sizes(weight_M * mixed(p_M, 2), rollouts)
         self.total += rollouts
