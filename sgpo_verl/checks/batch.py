@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgpo_verl.checks.devices import ACTOR, ROLLOUT, count_at, devices_of
+from sgpo_verl.checks.devices import ACTOR, ROLLOUT, count_at, devices_of, sequence_parallel
 from sgpo_verl.config import Settings
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import as_stock, make_plan, plan_without_profile
@@ -73,14 +73,14 @@ def _micro_batches(config: Mapping[str, Any]) -> str:
         most = min(value_at(config, key) for key in keys)
         return f"micro-batches of {most} rows, fewer where they do not divide"
     longest = count_at(config, "data.max_prompt_length") + count_at(config, "data.max_response_length")
-    parallel = actor.get("ulysses_sequence_parallel_size") or 1
+    parallel, over = sequence_parallel(config)
     limits = [f"{ACTOR}.ppo_max_token_len_per_gpu"]
     if rollout.get("log_prob_use_dynamic_bsz"):
         limits.append(f"{ROLLOUT}.log_prob_max_token_len_per_gpu")
     for key in limits:
         tokens = count_at(config, key)
         if tokens * parallel < longest:
-            per_rank = f" x {ACTOR}.ulysses_sequence_parallel_size={parallel}" if parallel > 1 else ""
+            per_rank = f" x {over}={parallel}" if parallel > 1 else ""
             raise SgpoError(
                 f"{key}={tokens}{per_rank} is less than one rollout may have: data.max_prompt_length + "
                 f"data.max_response_length = {longest}; the first that is as long would end the run",

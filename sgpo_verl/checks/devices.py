@@ -90,11 +90,16 @@ def _model_parallel(config: Mapping[str, Any]) -> tuple[int, str]:
         keys = [f"{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context")]
         values = [count_at(config, f"{group}.{key}") for key in keys]
         return values[0] * values[1] * values[2], f"{group}.{' x '.join(keys)}"
+    return sequence_parallel(config)
+
+
+def sequence_parallel(config: Mapping[str, Any]) -> tuple[int, str]:
+    """(devices that one sequence is split over, the key that says so)."""
+    if value_at(config, f"{ACTOR}.strategy") == "megatron":
+        key = f"{ACTOR}.megatron.context_parallel_size"
+        return count_at(config, key), key
     key = f"{ACTOR}.ulysses_sequence_parallel_size"
-    size = group_at(config, ACTOR).get("ulysses_sequence_parallel_size", 1)
-    if not is_count(size):
-        raise SgpoError(f"{key}={size!r}: must be a positive integer")
-    return size, key
+    return (count_at(config, key) if "ulysses_sequence_parallel_size" in group_at(config, ACTOR) else 1), key
 
 
 def check_devices(config: Mapping[str, Any]) -> str:

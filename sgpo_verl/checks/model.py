@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgpo_verl.checks.devices import ACTOR, ROLLOUT, count_at
+from sgpo_verl.checks.devices import ROLLOUT, count_at, sequence_parallel
 from sgpo_verl.checks.findings import Doubt
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.provenance import describe_model
@@ -80,8 +80,9 @@ def _check_heads(config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
     if not isinstance(heads, int):
         return
     sizes = {f"{ROLLOUT}.tensor_model_parallel_size": count_at(config, f"{ROLLOUT}.tensor_model_parallel_size")}
-    sequence = group_at(config, ACTOR).get("ulysses_sequence_parallel_size") or 1
-    sizes[f"{ACTOR}.ulysses_sequence_parallel_size"] = sequence
+    split, key = sequence_parallel(config)
+    if key.endswith("ulysses_sequence_parallel_size"):  # which deals heads out, where Megatron deals out tokens
+        sizes[key] = split
     for key, size in sizes.items():
         if heads % size:
             raise SgpoError(f"{key}={size}: the model's {heads} attention heads do not divide by it", "lower it")
