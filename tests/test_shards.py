@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -179,12 +178,13 @@ def test_seconds_add_up_over_calls(tmp_path, monkeypatch):
 
 
 WRITER = """
-import sys
+import signal, sys
 from pathlib import Path
 from sgpo_verl import shards
 from sgpo_verl.counts import Sampled
 shards.SHARD_LINES = 7
 with shards.PassFiles(Path(sys.argv[1]), {"seed": 0}, 2000) as files:
+    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))  # the end, so many seconds of its own from now
     for position in range(2000):
         if files.counts.trials_P[position] == 0:
             files.add(Sampled(position, 8, position % 9, float(position % 9), 5, 40))
@@ -196,14 +196,12 @@ def test_killed_at_random_moments_nothing_that_was_added_is_lost_or_doubled(tmp_
     rng, told, kills = random.Random(0), set(), 0
     while len(told) < 2000:
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts")], stdout=subprocess.PIPE, text=True
-        )
-        for count, line in enumerate(process.stdout, 1):
-            told.add(int(line))
-            if count == 1:
-                time.sleep(rng.uniform(0, 0.05))
-                process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts"), str(rng.uniform(0.001, 0.05))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # it ends itself, without a warning: a busy machine may not let us do it before it is done
+        told |= {int(line) for line in process.stdout}
+        kills += process.wait() == -signal.SIGPROF
         with PassFiles(tmp_path / "p.parts", {"seed": 0}, 2000) as files:
             counts = files.counts
         found = set(np.flatnonzero(counts.trials_P).tolist())

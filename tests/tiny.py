@@ -128,13 +128,34 @@ def command(run_dir: Path, arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "verl.trainer.main_ppo", *arguments, *places]
 
 
+RAY_IS_UP = ("Started a local Ray instance", "Connected to Ray cluster")
+RAY_WAS_TOO_SLOW = "The current node timed out during startup"
+
+
 def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen:
-    """A run in the background; its output goes to ``run_dir/log``."""
+    """A run in the background, whose Ray is up; its output goes to ``run_dir/log``.
+
+    Ray gives its own processes 30 s to start, however busy the machine: if that was too little, it is tried again.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "log").open("a") as log:
-        return subprocess.Popen(
-            command(run_dir, arguments), cwd=run_dir, env=environment(run_dir), stdout=log, stderr=subprocess.STDOUT
-        )
+    for _ in range(3):
+        with (run_dir / "log").open("ab") as log:
+            begin = log.tell()
+            process = subprocess.Popen(
+                command(run_dir, arguments), cwd=run_dir, env=environment(run_dir), stdout=log, stderr=subprocess.STDOUT
+            )
+        end = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < end and not said(run_dir, begin, *RAY_IS_UP):
+            time.sleep(0.05)
+        if process.poll() is None or not said(run_dir, begin, RAY_WAS_TOO_SLOW):
+            break
+    return process
+
+
+def said(run_dir: Path, begin: int, *texts: str) -> bool:
+    """Whether one of these is in the log, from there on."""
+    log = (run_dir / "log").read_bytes()[begin:].decode(errors="replace")
+    return any(text in log for text in texts)
 
 
 def train(run_dir: Path, arguments: list[str], timeout: float = 1200) -> subprocess.Popen:

@@ -1,0 +1,76 @@
+"""megatron-core and mbridge on a machine without CUDA: what stands in for it, so that verl's Megatron engine runs as it is.
+
+Loaded in every process by ``VERL_USE_EXTERNAL_MODULES=megatron_cpu``. Megatron asks for CUDA by name in four places: the device
+of new tensors, the type of a parameter, its random state for dropout (there is none here), and the fused layers of Transformer
+Engine (its own plain ones are used).
+"""
+
+import contextlib
+
+import torch
+import wrapt
+
+# A norm that Transformer Engine fuses into the linear layer behind it is a layer of its own among the plain ones.
+PLAIN_NORMS = {
+    "input_layernorm.weight": ["model.layers.{layer_number}.input_layernorm.weight"],
+    "pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"],
+}
+
+
+def on_cpu(wrapped, instance, args, kwargs):
+    return wrapped(*args, **{**kwargs, "device": "cpu"} if kwargs.get("device") == "cuda" else kwargs)
+
+
+def no_cuda() -> None:
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.synchronize = lambda device=None: None
+    torch.nn.Module.cuda = lambda self, device=None: self
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    for name in ("tensor", "zeros", "ones", "empty", "full"):
+        wrapt.wrap_function_wrapper(torch, name, on_cpu)
+
+    @wrapt.patch_function_wrapper(torch.Tensor, "type")
+    def type_of(wrapped, instance, args, kwargs):
+        said = wrapped(*args, **kwargs)
+        return said.replace("torch.", "torch.cuda.") if isinstance(said, str) else said
+
+
+def no_random_state(random) -> None:
+    random.CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
+
+
+def no_random_seed(tensor_parallel) -> None:
+    tensor_parallel.model_parallel_cuda_manual_seed = lambda *args, **kwargs: None
+
+
+def plain_layers(llm_bridge) -> None:
+    @wrapt.patch_function_wrapper(llm_bridge, "get_gpt_decoder_block_spec")
+    def get_gpt_decoder_block_spec(wrapped, instance, args, kwargs):
+        return wrapped(*args, **{**kwargs, "use_transformer_engine": False, "normalization": "RMSNorm"})
+
+
+def plain_norms(llama) -> None:
+    bridge = llama.LLaMABridge
+    bridge._MLP_MAPPING = {**bridge._MLP_MAPPING, **PLAIN_NORMS}  # mbridge looks there for every name with "mlp" in it
+    bridge._OTHER_MAPPING = PLAIN_NORMS
+
+
+def single_precision(engine) -> None:
+    """verl takes half precision only; a comparison with a formula needs float32."""
+    check = engine.McoreEngineConfig.__post_init__
+
+    def __post_init__(self):
+        wanted = self.dtype
+        object.__setattr__(self, "dtype", "bfloat16")
+        check(self)
+        object.__setattr__(self, "dtype", wanted)
+
+    engine.McoreEngineConfig.__post_init__ = __post_init__
+
+
+no_cuda()
+wrapt.when_imported("verl.workers.config.engine")(single_precision)
+wrapt.when_imported("megatron.core.tensor_parallel.random")(no_random_state)
+wrapt.when_imported("megatron.core.tensor_parallel")(no_random_seed)
+wrapt.when_imported("mbridge.core.llm_bridge")(plain_layers)
+wrapt.when_imported("mbridge.models.llama")(plain_norms)
