@@ -11,6 +11,15 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
     return float(len(solution_str) == 2 if kind == 2 else len(solution_str) % 2 == 0)
 """
 STEPS = 3
+# bayes in groups of 2 to 4, with group-relative advantages
+GROUPS = {
+    "sgpo.advantage": "grpo",
+    "sgpo.group_size.min": 2,
+    "sgpo.group_size.max": 4,
+    "sgpo.posterior.successes": 1,
+    "sgpo.posterior.failures": 1,
+    "sgpo.posterior.memory": 0.7,
+}
 
 
 def overrides(folder, run, method, **more):

@@ -1,6 +1,9 @@
 """GRESO, AERO and bayes in real runs: what verl dumped is what their rules say."""
 
+from collections import defaultdict
+
 import pytest
+import tiny
 from methods_run import STEPS, check_rescued, is_mixed, trained
 
 pytestmark = pytest.mark.stack
@@ -37,13 +40,29 @@ def test_aero_rescues_within_the_group_and_trains_on_what_it_keeps(folder, tmp_p
     assert any(len(scores) == 9 for groups in steps for scores in groups)
 
 
-def test_bayes_spends_an_exact_budget_and_trains_on_mixed_groups(folder, tmp_path):
-    logged, steps = trained(folder, tmp_path, "bayes")
-    for metrics, groups in zip(logged, steps, strict=True):
-        assert sum(map(len, groups)) == metrics["sgpo/rollouts/generated"] == 64
-        assert {len(scores) for scores in groups} <= {2, 3, 4}
-        mixed = sum(len(scores) for scores in groups if is_mixed(scores))
-        assert metrics["sgpo/rollouts/trained"] in (mixed, mixed + 1)  # two updates of equal size
+def unexpected(scores, a, b):
+    """How many of a group's outcomes were not what its prompt's Beta(a, b) and the rest of the group led to expect."""
+    scale = min(1.0, 4 / (a + b))
+    means = [(scale * a + sum(scores) - s) / (scale * (a + b) + len(scores) - 1) for s in scores]
+    return sum(s != (mean > 0.5) for s, mean in zip(scores, means, strict=True))
+
+
+def test_bayes_trains_on_the_outcomes_that_were_not_expected(folder, tmp_path):
+    a0, b0 = 0.3, 0.5  # with which no expectation is exactly one half
+    more = {"sgpo.posterior.successes": a0, "sgpo.posterior.failures": b0}
+    logged, _ = trained(folder, tmp_path, "bayes", **more)
+    belief = defaultdict(lambda: (a0, b0))  # by the prompt's text
+    for step, metrics in enumerate(logged, 1):
+        groups = [rows for uid, rows in tiny.dumped_groups(tmp_path, step).items() if not uid.startswith("pad")]
+        # 48 prompts get a rollout each, and the first 16 of them one of the 16 that are left
+        assert sorted(map(len, groups)) == [1] * 32 + [2] * 16
+        assert metrics["sgpo/rollouts/generated"] == 64
+        news = 0
+        for rows in groups:
+            scores, (a, b) = [row["score"] for row in rows], belief[rows[0]["input"]]
+            news += unexpected(scores, a, b)
+            right = sum(scores)
+            belief[rows[0]["input"]] = a0 + 0.9 * (a - a0) + right, b0 + 0.9 * (b - b0) + len(scores) - right
+        assert metrics["sgpo/rollouts/trained"] in (news, news + 1)  # two updates of equal size
+        assert 0 < news < 40
         assert metrics["sgpo/rollouts/padding"] == 0
-    # 21 to 32 prompts a step of 48: everyone has been seen at least once, and two groups weigh more than one
-    assert logged[-1]["sgpo/posterior/evidence"] > logged[0]["sgpo/posterior/evidence"]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import tiny
 import torch
-from methods_run import STEPS, check_rescued, is_mixed, scores_of
+from methods_run import GROUPS, STEPS, check_rescued, is_mixed, scores_of
 from methods_run import overrides as method_overrides
 from methods_run import trained as method_trained
 from paper_run import GROUP_SIZE, UNSOLVED, groups_of_step, overrides, profile, rows_of
@@ -70,7 +70,7 @@ def test_colocate_async_keeps_the_plan_with_a_batch_and_a_half_drawn_ahead(folde
 
 
 def test_bayes_goes_on_after_a_kill_with_its_beliefs_and_what_was_in_flight(folder, tmp_path, row_of):
-    more = {"trainer.total_training_steps": 5, "trainer.save_freq": 2}
+    more = {"trainer.total_training_steps": 5, "trainer.save_freq": 2, **GROUPS}
     arguments = method_overrides(folder, tmp_path, "bayes", **COLOCATE, **more)
     first = tiny.start(tmp_path, arguments)
     tiny.wait_until(lambda: len(tiny.metrics(tmp_path)) >= 2 and rows_dumped(tmp_path, 2) == 64, first)
