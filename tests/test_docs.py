@@ -36,7 +36,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return folder
 
