@@ -158,6 +158,7 @@ def test_every_key_of_verls_configuration_that_we_read_is_on_the_list():
 
 
 ELSEWHERE = {  # not in verl's YAML files: optional, and listed where verl reads them; and a file's name
+    "actor_rollout_ref.actor.megatron",  # there with model_engine=megatron
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
     "algorithm.filter_groups",
     "data.pt",

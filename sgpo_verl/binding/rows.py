@@ -6,6 +6,7 @@ step is over, so verl's own metrics and dumps are of everything that was sampled
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ def micro_batch_group(config: DictConfig) -> int:
     """Micro-batches of an update come in multiples of this: of the pipeline's stages, where Megatron interleaves them
     (``virtual_pipeline_model_parallel_size``); else 1."""
     actor = config.actor_rollout_ref.actor
-    if actor.strategy != "megatron" or (actor.megatron.get("virtual_pipeline_model_parallel_size") or 1) == 1:
+    megatron: Any = actor.megatron if actor.strategy == "megatron" else {}
+    if (megatron.get("virtual_pipeline_model_parallel_size") or 1) == 1:
         return 1
-    megatron = actor.megatron
     given = megatron.override_transformer_config.get("microbatch_group_size_per_vp_stage")
     return given or megatron.pipeline_model_parallel_size
 
