@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from events import check_events
 from paper_run import overrides, profile, rows_of
 
 pytestmark = pytest.mark.stack
@@ -12,12 +13,14 @@ def row_of(folder):
     return rows_of(folder)
 
 
-def test_lora_dr_grpo_rollout_correction_and_several_validation_answers(folder, tmp_path, row_of):
+def test_lora_dr_grpo_rollout_correction_trackers_and_several_validation_answers(folder, tmp_path, row_of, monkeypatch):
     more = {
         "sgpo.profile.path": profile(folder),
         "trainer.total_training_steps": 3,
         "trainer.save_freq": -1,
         "trainer.test_freq": 3,
+        "trainer.logger": "[file,tensorboard]",
+        "trainer.log_val_generations": 2,
         "trainer.validation_data_dir": tmp_path / "validation",
         "actor_rollout_ref.model.lora_rank": 4,
         "actor_rollout_ref.model.target_modules": "all-linear",
@@ -29,9 +32,11 @@ def test_lora_dr_grpo_rollout_correction_and_several_validation_answers(folder, 
         "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
         "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
     }
+    monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "events"))
     run = tiny.train(tmp_path, overrides(folder, **more))
     assert run.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     logged = tiny.metrics(tmp_path)
+    check_events(tmp_path / "events", logged)
     for step, m in enumerate(logged, start=1):
         groups = tiny.dumped_groups(tmp_path, step).values()
         # r - mean, no division: in a group of two with one success +-1/2, of eight at most 7/8
