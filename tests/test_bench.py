@@ -58,6 +58,7 @@ def write_spec(folder: Path, **changes) -> Path:
         ({"methods": {"grpo": [{"trainer.test_freq": 8}]}}, "is no Hydra override: write key=value, in quotes if YAML"),
         ({"common": ["trainer.test_freq"]}, "common.0: 'trainer.test_freq' is no Hydra override: write key=value"),
         ({"tune": {"rate": {}}}, "tune.rate: names no option"),
+        ({"tune_seeds": 3}, "tune_seeds: 3 is more than the 2 seeds"),
         ({"task": {"name": "sudoku"}}, "task.name='sudoku': Input should be 'double', 'sort' or 'sort_long'"),
         ({"task": {"name": "sort", "step": 5}}, "task.step: no such key; did you mean task.steps?"),
     ],
@@ -120,8 +121,8 @@ def test_tuning_runs_all_combinations_with_the_first_seed(tmp_path):
     )
     runs = commands.tune_runs(spec, tmp_path)
     assert list(runs) == [("low", "4"), ("low", "8"), ("high", "4"), ("high", "8")]
-    assert runs["high", "4"].name == "tune/high+4"
-    assert {"x=2", "y=4", "data.seed=0"} <= set(runs["high", "4"].arguments)
+    assert [run.name for run in runs["high", "4"]] == ["tune/high+4/seed0"]
+    assert {"x=2", "y=4", "data.seed=0"} <= set(runs["high", "4"][0].arguments)
     assert [run.label for run in tune.covering(runs, spec)] == ["low+4", "high+8"]  # every option once
 
 
@@ -153,7 +154,7 @@ def test_the_recipes_compose(name):
         made = commands.check(runs[method])
         assert made["trainer"]["v1"]["trainer_mode"] == ("sync" if method in ("grpo", "dapo") else "sgpo_sync")
         assert made["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == made["data"]["train_batch_size"]
-    assert len(commands.tune_runs(spec, Path("/b"))) == 9
+    assert len(tune.every_run(spec, Path("/b"))) == 9
 
 
 # runs, by a stand-in for verl's main
@@ -337,10 +338,10 @@ def test_a_run_whose_command_has_changed_is_refused_with_the_way_out(tmp_path, b
 
 def test_the_best_options_for_the_baseline_are_used_for_all_and_recorded(tmp_path, bench, capsys):
     good = rows_of([0.2, 0.4, 0.6, 0.6, 0.6, 0.6], stock_step)
-    out = bench(rows={"tune/high": good})
+    out = bench(rows={"tune/high/seed0": good})
     spec = write_spec(tmp_path, tune={"rate": {"low": ["x=1"], "high": ["x=2"]}})
     assert command.main(spec, out, Choice(seeds=(1,))) == 0
-    assert started(out) == ["tune/low", "tune/high", "grpo/seed1", "ours/seed1"]
+    assert started(out) == ["tune/low/seed0", "tune/high/seed0", "grpo/seed1", "ours/seed1"]
     assert "x=2" in json.loads((out / "ours" / "seed1" / "run.json").read_text())["command"]
     record = json.loads((out / "tune.json").read_text())
     assert (record["chosen"], record["overrides"]) == (["high"], ["x=2"])
@@ -351,12 +352,23 @@ def test_the_best_options_for_the_baseline_are_used_for_all_and_recorded(tmp_pat
     assert "low 0.500, high 0.600" in (out / "report.html").read_text()
 
 
+def test_tuning_with_several_seeds_goes_by_the_mean(tmp_path, bench):
+    # low: 0.5 and 0.5; high: 0.6 with the first seed, 0.3 with the second
+    good, bad = (rows_of([0.2, 0.4, end, end, end, end], stock_step) for end in (0.6, 0.3))
+    out = bench(rows={"tune/high/seed0": good, "tune/high/seed1": bad})
+    spec = write_spec(tmp_path, tune={"rate": {"low": ["x=1"], "high": ["x=2"]}}, tune_seeds=2)
+    assert command.main(spec, out, Choice(methods=("grpo",), seeds=(1,))) == 0
+    record = json.loads((out / "tune.json").read_text())
+    assert record["chosen"] == ["low"]
+    assert [tried["accuracy"] for tried in record["tried"]] == pytest.approx([0.5, 0.45])
+
+
 def test_a_tuning_that_failed_ends_the_benchmark_there(tmp_path, bench):
-    out = bench(die={"tune/low": "x"})
+    out = bench(die={"tune/low/seed0": "x"})
     spec = write_spec(tmp_path, tune={"rate": {"low": ["x=1"], "high": ["x=2"]}})
-    with pytest.raises(SgpoError, match=r"tuning: tune/low failed \(sgpo: reward function: NaN"):
+    with pytest.raises(SgpoError, match=r"tuning: tune/low/seed0 failed \(sgpo: reward function: NaN"):
         command.main(spec, out, Choice())
-    assert started(out) == ["tune/low", "tune/high"]
+    assert started(out) == ["tune/low/seed0", "tune/high/seed0"]
 
 
 def test_printed_lines_run_as_they_are_and_count_as_finished(tmp_path, bench, capsys):

@@ -105,7 +105,7 @@ def _print(spec: Spec, path: Path, bench: Path, choice: Choice) -> int:
 
 def _todo(spec: Spec, bench: Path, choice: Choice) -> tuple[list[BenchRun], bool]:
     """(runs of this call, whether they are those of the tuning, which come first)."""
-    tuning = list(commands.tune_runs(spec, bench).values())
+    tuning = tune.every_run(spec, bench)
     execute.refuse_changed(tuning)
     if tune.unfinished(spec, bench):
         return tuning, True
@@ -120,10 +120,10 @@ def _chosen(spec: Spec, bench: Path) -> list[str]:
 
 def _forget(spec: Spec, path: Path, bench: Path, fresh: Sequence[str]) -> None:
     """Remove the runs of --fresh, once it is certain that the file gives commands to make them again."""
-    runs = [*commands.tune_runs(spec, bench).values(), *commands.method_runs(spec, bench)]
-    meant = [run for name in fresh for run in runs if name in (run.name, run.name.partition("/")[0])]
+    runs = [*tune.every_run(spec, bench), *commands.method_runs(spec, bench)]
+    meant = [run for name in fresh for run in runs if f"{run.name}/".startswith(f"{name}/")]
     for name in fresh:
-        if not any(name in (run.name, run.name.partition("/")[0]) for run in meant):
+        if not any(f"{run.name}/".startswith(f"{name}/") for run in meant):
             raise SgpoError(f"--fresh {name}: no such run; it has {', '.join(run.name for run in runs)}")
     _compose(path, meant, finished=True)
     for run in meant:

@@ -60,14 +60,15 @@ def method_runs(spec: Spec, bench: Path, chosen: Sequence[str] = ()) -> list[Ben
     ]
 
 
-def tune_runs(spec: Spec, bench: Path) -> dict[tuple[str, ...], BenchRun]:
-    """The names of one option per axis -> the baseline's run with them; all combinations."""
+def tune_runs(spec: Spec, bench: Path) -> dict[tuple[str, ...], list[BenchRun]]:
+    """The names of one option per axis -> the baseline's runs with them, a seed each; all combinations."""
     runs = {}
     for options in itertools.product(*spec.tune.values()) if spec.tune else ():
         label = "+".join(options)
         where = ", ".join(f"tune.{axis}.{option}" for axis, option in zip(spec.tune, options, strict=True))
         own = [*tuned_overrides(spec, options), *spec.methods[spec.baseline]]
-        runs[options] = _run(spec, bench, f"{TUNE}/{label}", where, label, spec.seeds[0], own)
+        seeds = spec.seeds[: spec.tune_seeds]
+        runs[options] = [_run(spec, bench, f"{TUNE}/{label}/seed{seed}", where, label, seed, own) for seed in seeds]
     return runs
 
 

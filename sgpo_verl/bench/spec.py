@@ -80,9 +80,11 @@ class Spec(_Node):
     common: Overrides = Field(description="Overrides shared by all: model, data, reward, batch, rate, validation.")
     methods: Choices = Field(min_length=1, description="Method: what it adds to the common overrides.")
     tune: Annotated[dict[str, Choices], BeforeValidator(_texts)] = Field(
-        {}, description="Axis: option: overrides. All combinations are run with the baseline and the first seed; the best is "
-        "used for all."
+        {}, description="Axis: option: overrides. All combinations are run with the baseline; the best is used for all."
     )  # fmt: skip
+    tune_seeds: int = Field(
+        1, ge=1, description="How many of the seeds, from the first on, each combination is run with."
+    )
     task: TaskSpec | None = Field(None, description="A built-in task, in place of data and model of one's own.")
     env: Annotated[dict[str, str], BeforeValidator(_texts)] = Field({}, description="Environment of every run.")
     metric: str | None = Field(None, description="Validation metric; null: verl's val-core accuracy.")
@@ -95,6 +97,8 @@ class Spec(_Node):
             raise ValueError(f"seeds: {self.seeds} names one twice")
         if taken := [name for name in self.methods if name in RESERVED]:
             raise ValueError(f"methods: {taken[0]} is the name of a folder of the benchmark's own; choose another")
+        if self.tune_seeds > len(self.seeds):
+            raise ValueError(f"tune_seeds: {self.tune_seeds} is more than the {len(self.seeds)} seeds")
         if empty := [axis for axis, options in self.tune.items() if not options]:
             raise ValueError(f"tune.{empty[0]}: names no option")
         return self

@@ -1,4 +1,4 @@
-"""The baseline is tuned first: all combinations of the options with one seed; the best final validation is used for all.
+"""The baseline is tuned first: all combinations of the options; the best final validation, over seeds, is used for all.
 
 tune.json, beside the runs, holds what was tried and what came of it; the report repeats it.
 """
@@ -6,6 +6,7 @@ tune.json, beside the runs, holds what was tried and what came of it; the report
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from sgpo_verl.bench.commands import BenchRun, tune_runs, tuned_overrides
 from sgpo_verl.bench.execute import State, state_of, write_whole
@@ -21,15 +22,20 @@ class Tuned:
 
     def text(self, spec: Spec) -> str:
         """One sentence for the report."""
+        seeds = spec.seeds[: spec.tune_seeds]
         tried = ", ".join(f"{' + '.join(options)} {value:.3f}" for options, value in self.accuracies.items())
         return (
-            f"Tuned for {spec.baseline}, seed {spec.seeds[0]}, then used for all ({', '.join(spec.tune)}): "
-            f"{' + '.join(self.best)}. Where each ended, mean of the last 3 validations: {tried}."
+            f"Tuned for {spec.baseline}, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}, then used for "
+            f"all ({', '.join(spec.tune)}): {' + '.join(self.best)}. Where each ended, mean of the last 3 validations: {tried}."
         )
 
 
 def unfinished(spec: Spec, bench: Path) -> list[BenchRun]:
-    return [run for run in tune_runs(spec, bench).values() if state_of(run) is not State.FINISHED]
+    return [run for run in every_run(spec, bench) if state_of(run) is not State.FINISHED]
+
+
+def every_run(spec: Spec, bench: Path) -> list[BenchRun]:
+    return [run for runs in tune_runs(spec, bench).values() for run in runs]
 
 
 def tuned(spec: Spec, bench: Path) -> Tuned:
@@ -38,17 +44,21 @@ def tuned(spec: Spec, bench: Path) -> Tuned:
     from sgpo_verl.report.runs import load_run
 
     runs = tune_runs(spec, bench)
-    accuracies = {o: final_accuracy(evaluations(load_run(run.directory), spec.metric)) for o, run in runs.items()}
+
+    def ended(run: BenchRun) -> float:
+        return final_accuracy(evaluations(load_run(run.directory), spec.metric))
+
+    accuracies = {options: fmean(map(ended, of)) for options, of in runs.items()}
     best = max(accuracies, key=accuracies.__getitem__)
-    tried = [{"options": list(o), "folder": runs[o].name, "accuracy": accuracies[o]} for o in accuracies]
+    tried = [{"options": list(o), "folders": [run.name for run in runs[o]], "accuracy": accuracies[o]} for o in runs]
     content = {"axes": list(spec.tune), "tried": tried, "chosen": list(best), "overrides": tuned_overrides(spec, best)}
     write_whole(bench / "tune.json", content)
     return Tuned(accuracies, best)
 
 
-def covering(runs: dict[tuple[str, ...], BenchRun], spec: Spec) -> list[BenchRun]:
+def covering(runs: dict[tuple[str, ...], list[BenchRun]], spec: Spec) -> list[BenchRun]:
     """Few runs in which every option occurs: enough to see that each composes."""
     axes = [list(options) for options in spec.tune.values()]
     rounds = range(max(map(len, axes), default=0))
     picked: Sequence[tuple[str, ...]] = [tuple(names[i % len(names)] for names in axes) for i in rounds]
-    return [runs[options] for options in picked]
+    return [runs[options][0] for options in picked]
