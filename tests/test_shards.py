@@ -196,7 +196,7 @@ def test_killed_at_random_moments_nothing_that_was_added_is_lost_or_doubled(tmp_
     rng, told, kills = random.Random(0), set(), 0
     while len(told) < 2000:
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts"), str(rng.uniform(0.001, 0.05))],
+            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts"), str(rng.uniform(0.02, 0.3))],
             stdout=subprocess.PIPE,
             text=True,
         )  # it ends itself, without a warning: a busy machine may not let us do it before it is done
