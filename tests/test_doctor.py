@@ -288,7 +288,6 @@ def test_json_is_one_document_and_exit_codes_tell_bad_input_from_a_failed_check(
         "torch",
         "plugin",
         "names in verl",
-        "seams",
         "Ray cluster",
         "devices",
         "profile",

@@ -27,7 +27,9 @@ def run(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     for name in ("a/train.parquet", "b/train.parquet"):
-        pd.DataFrame({"prompt": [name]}).to_parquet(tmp_path / name)
+        messages, truth = [{"role": "user", "content": name}], {"style": "rule", "ground_truth": "1"}
+        row = {"data_source": "d", "prompt": messages, "reward_model": truth}
+        pd.DataFrame([row]).to_parquet(tmp_path / name)
     (tmp_path / "reward.py").write_text("")
     return {
         "actor_rollout_ref": {
