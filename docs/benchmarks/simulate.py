@@ -19,7 +19,8 @@ from sgpo_verl.schedule import RunNumbers
 from sgpo_verl.simulate import simulate
 
 GRPO, PRUNE = {"method": "prune", "prune": False}, {"method": "prune"}
-SELECT = {"method": "bayes", "allocation": "uniform", "advantage": "grpo"}  # groups of one size, prompts by the posterior, no profile
+# groups of one size, prompts by the posterior, no profile
+SELECT = {"method": "bayes", "allocation": "uniform", "advantage": "grpo"}
 # name: settings, rollouts per step, group size, steps, prompts, GFLOP to 0.80 and 0.84
 REAL = {
     "stock GRPO, n = 8": (GRPO, 64, 8, 160, 2048, 355, 521),
