@@ -121,9 +121,11 @@ def _chosen(spec: Spec, bench: Path) -> list[str]:
 def _forget(spec: Spec, path: Path, bench: Path, fresh: Sequence[str]) -> None:
     """Remove the runs of --fresh, once it is certain that the file gives commands to make them again."""
     runs = [*tune.every_run(spec, bench), *commands.method_runs(spec, bench)]
-    meant = [run for name in fresh for run in runs if f"{run.name}/".startswith(f"{name}/")]
+    meant = []
     for name in fresh:
-        if not any(f"{run.name}/".startswith(f"{name}/") for run in meant):
+        named = [run for run in runs if f"{run.name}/".startswith(f"{name}/")]
+        meant += named
+        if not named:
             raise SgpoError(f"--fresh {name}: no such run; it has {', '.join(run.name for run in runs)}")
     _compose(path, meant, finished=True)
     for run in meant:
