@@ -1,7 +1,9 @@
 """Five real steps each of stock GRPO and of sGPO, on FSDP2 and on Megatron, and what they did, as a table to tick off.
 
     python tests/gpu_check.py                                  on one GPU: fsdp2 and megatron
-    VERL_PLATFORM=cpu python tests/gpu_check.py --cpu          without one: fsdp2
+    VERL_PLATFORM=cpu python tests/gpu_check.py --cpu          without one: fsdp2; megatron too where megatron-core is installed
+
+Without Transformer Engine, Megatron runs on its own plain layers (megatron_plain.py).
 
 A random Llama of 0.1M parameters is made on the spot, with 48 prompts and a profile for groups of 2, 4 and 8. Group sizes
 are read from verl's own rollout dump (trainer.rollout_data_dir: one JSON line per rollout, its uid begins with its group's)
@@ -14,9 +16,11 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import tiny
+from megatron_plain import SETTINGS
 from paper_run import GROUP_SIZE, SUCCESSES, UNSOLVED, groups_of_step, rows_of
 
 PACKAGES = ("verl", "vllm", "torch", "ray", "transformers", "megatron-core", "mbridge", "transformer-engine")
@@ -25,29 +29,53 @@ GPU = {
     "actor_rollout_ref.rollout.name": "vllm",
     "actor_rollout_ref.rollout.gpu_memory_utilization": 0.3,
 }
-ENGINES = {
-    "fsdp2": {
-        "actor_rollout_ref.actor.strategy": "fsdp2",
-        "actor_rollout_ref.model.use_remove_padding": False,
-        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
-    },
-    "megatron": {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.vanilla_mbridge": True},
+FSDP2 = {
+    "actor_rollout_ref.actor.strategy": "fsdp2",
+    "actor_rollout_ref.model.use_remove_padding": False,
+    "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+}
+MEGATRON = {"model_engine": "megatron", "actor_rollout_ref.actor.megatron.vanilla_mbridge": True}
+ENGINES = ("fsdp2", "megatron")
+# +runtime=cpu is written for FSDP2: what it says of that engine is taken out again.
+NO_FSDP = ["~actor_rollout_ref.actor.fsdp_config", "~actor_rollout_ref.ref.fsdp_config"]
+MEGATRON_ON_CPU = {
+    "actor_rollout_ref.actor.strategy": "megatron",
+    "++actor_rollout_ref.actor.megatron.override_transformer_config.use_cpu_initialization": True,
 }
 
 
 def settings(engine: str, cpu: bool, steps: int) -> dict:
-    common = {
+    chosen = {
         "trainer.total_training_steps": steps,
         "trainer.n_gpus_per_node": 1,
         "trainer.nnodes": 1,
         "sgpo.filter.unsolved_fraction": 0.25,
     }
-    return common if cpu else {**common, **GPU, **ENGINES[engine]}
+    if not cpu:
+        chosen |= GPU
+    if engine == "megatron":
+        chosen |= MEGATRON | (MEGATRON_ON_CPU if cpu else {}) | ({} if find_spec("transformer_engine") else SETTINGS)
+    elif not cpu:
+        chosen |= FSDP2
+    return chosen
 
 
-def train(folder: Path, run: Path, arguments: list[str]) -> int:
+def environment(engine: str, cpu: bool, run: Path) -> dict[str, str]:
+    """That of a run. verl loads the modules that VERL_USE_EXTERNAL_MODULES names in each of its processes."""
+    found = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl"), "HF_HUB_OFFLINE": "1"}
+    if cpu:
+        found |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if engine == "megatron":
+        found["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+        if cpu or not find_spec("transformer_engine"):
+            found["VERL_USE_EXTERNAL_MODULES"] = "megatron_cpu" if cpu else "megatron_plain"
+            here = str(Path(__file__).resolve().parent)
+            found["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    return found
+
+
+def train(run: Path, arguments: list[str], environment: dict[str, str]) -> int:
     run.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run / "metrics.jsonl")}
     command = tiny.command(run, arguments)
     (run / "command").write_text(" \\\n    ".join(command) + "\n")
     with (run / "log").open("w") as log:
@@ -93,8 +121,8 @@ def versions() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", choices=list(ENGINES), help="default: all that the machine can")
-    parser.add_argument("--cpu", action="store_true", help="with verl's CPU runtime: fsdp2 only")
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all that the machine can")
+    parser.add_argument("--cpu", action="store_true", help="with verl's CPU runtime")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("gpu_check"))
     parser.add_argument("more", nargs="*", help="further overrides, key=value, for every run")
@@ -105,15 +133,16 @@ def main() -> int:
     tiny.make_data(folder / "val.parquet", 8, seed=1)
     tiny.make_reward(folder / "reward.py")
     row_of, lines, bad = rows_of(folder), [], False
-    for engine in asked.engine or (["fsdp2"] if asked.cpu else list(ENGINES)):
+    for engine in asked.engine or [e for e in ENGINES if e == "fsdp2" or find_spec("megatron")]:
         base = settings(engine, asked.cpu, asked.steps)
-        of_sgpo = tiny.overrides(folder, **base, **{"algorithm.adv_estimator": None, "+sgpo": "paper"}) + asked.more
-        stock = [a for a in tiny.overrides(folder, **base) if not a.startswith("sgpo.")] + asked.more
+        more = asked.more + (NO_FSDP if asked.cpu and engine == "megatron" else [])
+        of_sgpo = tiny.overrides(folder, **base, **{"algorithm.adv_estimator": None, "+sgpo": "paper"}) + more
+        stock = [a for a in tiny.overrides(folder, **base) if not a.startswith("sgpo.")] + more
         of_sgpo.append(f"sgpo.profile.path={tiny.make_profile(folder, SUCCESSES, of_sgpo)}")
         for who, arguments in (("stock GRPO", stock), ("sGPO", of_sgpo)):
             run = folder / f"{engine}_{who.split()[0].lower()}"
             print(f"{engine}, {who}: {run / 'log'}", flush=True)
-            status = train(folder, run, arguments)
+            status = train(run, arguments, environment(engine, asked.cpu, run))
             wrong = faults(run, asked.steps, who == "sGPO", row_of)
             bad = bad or bool(status or wrong)
             lines.append(line(engine, who, run, status, wrong, row_of))

@@ -2,19 +2,14 @@
 
 Loaded in every process by ``VERL_USE_EXTERNAL_MODULES=megatron_cpu``. Megatron asks for CUDA by name in four places: the device
 of new tensors, the type of a parameter, its random state for dropout (there is none here), and the fused layers of Transformer
-Engine (its own plain ones are used).
+Engine (megatron_plain.py).
 """
 
 import contextlib
 
+import megatron_plain  # noqa: F401
 import torch
 import wrapt
-
-# A norm that Transformer Engine fuses into the linear layer behind it is a layer of its own among the plain ones.
-PLAIN_NORMS = {
-    "input_layernorm.weight": ["model.layers.{layer_number}.input_layernorm.weight"],
-    "pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"],
-}
 
 
 def on_cpu(wrapped, instance, args, kwargs):
@@ -43,18 +38,6 @@ def no_random_seed(tensor_parallel) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed = lambda *args, **kwargs: None
 
 
-def plain_layers(llm_bridge) -> None:
-    @wrapt.patch_function_wrapper(llm_bridge, "get_gpt_decoder_block_spec")
-    def get_gpt_decoder_block_spec(wrapped, instance, args, kwargs):
-        return wrapped(*args, **{**kwargs, "use_transformer_engine": False, "normalization": "RMSNorm"})
-
-
-def plain_norms(llama) -> None:
-    bridge = llama.LLaMABridge
-    bridge._MLP_MAPPING = {**bridge._MLP_MAPPING, **PLAIN_NORMS}  # mbridge looks there for every name with "mlp" in it
-    bridge._OTHER_MAPPING = PLAIN_NORMS
-
-
 def single_precision(engine) -> None:
     """verl takes half precision only; a comparison with a formula needs float32."""
     check = engine.McoreEngineConfig.__post_init__
@@ -72,5 +55,3 @@ no_cuda()
 wrapt.when_imported("verl.workers.config.engine")(single_precision)
 wrapt.when_imported("megatron.core.tensor_parallel.random")(no_random_state)
 wrapt.when_imported("megatron.core.tensor_parallel")(no_random_seed)
-wrapt.when_imported("mbridge.core.llm_bridge")(plain_layers)
-wrapt.when_imported("mbridge.models.llama")(plain_norms)

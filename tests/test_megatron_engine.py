@@ -11,25 +11,23 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import megatron_plain
 import pytest
 import rig
 import rig_formula
 import tiny
 import torch
+from megatron_plain import MEGATRON
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("megatron") and find_spec("mbridge")),
     reason="megatron-core and mbridge are not installed (pip install 'sgpo-verl[megatron]')",
 )
 
-MEGATRON = "actor_rollout_ref.actor.megatron"
 # Megatron's distributed optimizer knows no plain SGD. Adam without momentum and with a huge epsilon is one: rate x g / (|g| +
 # epsilon) = g x rate / epsilon.
 EPSILON = 1e6
 OPTIMIZER = {"adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": EPSILON}
-PLAIN = {"attention_backend": "unfused", "use_cpu_initialization": True, "sequence_parallel": False} | dict.fromkeys(
-    ("masked_softmax_fusion", "bias_activation_fusion", "apply_rope_fusion", "gradient_accumulation_fusion"), False
-)
 CASES = {
     "ragged": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {}),
     "pruned": ([2, 2, 4, 8, 16], [1, 2, 1, 3, 0], {"prune": True}),
@@ -43,7 +41,6 @@ def arguments(folder: Path) -> list[str]:
         "+runtime": None,
         "algorithm.adv_estimator": None,
         "+sgpo": "prune",
-        "actor_rollout_ref.model.use_remove_padding": False,  # packed sequences are Transformer Engine's
         "actor_rollout_ref.actor.optim.lr": rig.LEARNING_RATE * EPSILON,
         "actor_rollout_ref.actor.optim.weight_decay": 0,
         "actor_rollout_ref.actor.optim.clip_grad": 0,
@@ -51,11 +48,9 @@ def arguments(folder: Path) -> list[str]:
         "actor_rollout_ref.actor.loss_scale_factor": rig.HORIZON,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
-        f"{MEGATRON}.vanilla_mbridge": True,
-        f"{MEGATRON}.use_remove_padding": False,
+        **megatron_plain.SETTINGS,
         f"{MEGATRON}.dtype": "float32",
-        f"{MEGATRON}.sequence_parallel": False,
-        **{f"++{MEGATRON}.override_transformer_config.{name}": value for name, value in PLAIN.items()},
+        f"++{MEGATRON}.override_transformer_config.use_cpu_initialization": True,
         **{f"+actor_rollout_ref.actor.optim.override_optimizer_config.{name}": v for name, v in OPTIMIZER.items()},
     }
     return tiny.overrides(folder, **more)
