@@ -28,6 +28,7 @@ GPU = {
     "+runtime": None,
     "actor_rollout_ref.rollout.name": "vllm",
     "actor_rollout_ref.rollout.gpu_memory_utilization": 0.3,
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
 }
 FSDP2 = {
     "actor_rollout_ref.actor.strategy": "fsdp2",
