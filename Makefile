@@ -1,5 +1,5 @@
-# make demo: set up and run the main job (eleven to twelve minutes). make test: set up and run the tests. Both need Python and git only.
-.PHONY: demo test setup lint docs clean
+# make demo: set up and run the main job (eleven to twelve minutes). make test: set up and run the tests; test-all: the long ones too. They need Python and git only.
+.PHONY: demo test test-all setup lint docs clean
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3,$(shell $(p) -c 'import sys; v=sys.version_info[:2]; print("$(p)" if (3, 10) <= v <= (3, 12) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
@@ -9,6 +9,9 @@ demo: setup
 	.venv/bin/sgpo demo
 
 test: setup
+	.venv/bin/python -m pytest -m 'not long' -n 2 --dist loadfile --durations 15
+
+test-all: setup
 	.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
 
 lint: setup

@@ -134,7 +134,7 @@ def main() -> int:
     tiny.make_data(folder / "val.parquet", 8, seed=1)
     tiny.make_reward(folder / "reward.py")
     row_of, lines, bad = rows_of(folder), [], False
-    for engine in asked.engine or [e for e in ENGINES if e == "fsdp2" or find_spec("megatron")]:
+    for engine in asked.engine or [e for e in ENGINES if e == "fsdp2" or find_spec("mbridge")]:
         base = settings(engine, asked.cpu, asked.steps)
         more = asked.more + (NO_FSDP if asked.cpu and engine == "megatron" else [])
         of_sgpo = tiny.overrides(folder, **base, **{"algorithm.adv_estimator": None, "+sgpo": "paper"}) + more

@@ -74,6 +74,7 @@ class TwoOutputs(AgentLoopBase):
 """
 
 
+@pytest.mark.long
 def test_outputs_of_a_session_kl_twice_and_two_data_sources(folder, tmp_path, row_of, monkeypatch):
     (tmp_path / "two_outputs.py").write_text(TWO_OUTPUTS)
     (tmp_path / "agents.yaml").write_text("- name: two_outputs\n  _target_: two_outputs.TwoOutputs\n")

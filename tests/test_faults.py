@@ -14,6 +14,7 @@ def arguments(folder):
     )
 
 
+@pytest.mark.long
 def test_a_run_survives_a_full_disk_a_dead_worker_and_a_dead_server(folder, tmp_path, arguments):
     """One after the other, in one run, each time resumed by the same command; at the end every step is as planned."""
     checkpoints = tmp_path / "checkpoints"
@@ -66,7 +67,9 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 """
 
 
-@pytest.mark.parametrize("refill", [False, True], ids=["verl's default", "refill"])
+@pytest.mark.parametrize(
+    "refill", [False, pytest.param(True, marks=pytest.mark.long)], ids=["verl's default", "refill"]
+)
 def test_a_reward_function_that_raises_costs_its_own_rollouts_only(folder, tmp_path, refill):
     more = {
         "sgpo.profile.path": profile(folder),

@@ -51,6 +51,7 @@ def check_totals(lines, profiled):
     assert [m["training/global_step"] for m in lines] == list(range(1, len(lines) + 1))
 
 
+@pytest.mark.long
 def test_colocate_async_keeps_the_plan_with_a_batch_and_a_half_drawn_ahead(folder, tmp_path, row_of):
     more = {
         **COLOCATE,
@@ -145,14 +146,17 @@ def check_greso(logged, steps):
     assert total > STEPS * 64  # half of the prompts have no signal
 
 
+@pytest.mark.long
 def test_greso_in_colocate_async_replaces_what_it_drops(folder, tmp_path):
     check_greso(*method_trained(folder, tmp_path, "greso", **COLOCATE))
 
 
+@pytest.mark.long
 def test_greso_in_separate_async_replaces_what_it_drops(folder, tmp_path, quiet):
     check_greso(*method_trained(folder, tmp_path, "greso", **SEPARATE))
 
 
+@pytest.mark.long
 def test_aero_in_colocate_async_counts_groups_and_rescues_them_whole(folder, tmp_path):
     more = {"actor_rollout_ref.rollout.n": 4, "sgpo.aero.explore": 4, "sgpo.aero.most": 9, "sgpo.aero.keep": 3}
     logged, steps = method_trained(folder, tmp_path, "aero", **COLOCATE, **more)

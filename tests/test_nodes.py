@@ -5,7 +5,7 @@ import tiny
 from paper_run import groups_of_step, overrides, profile, rows_of
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 
 @pytest.fixture

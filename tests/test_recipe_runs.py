@@ -1,11 +1,10 @@
 """The recipes for GPUs, on a CPU: the recipe as it is, with a tiny model of its family, a small batch and two steps.
 
-Data is what `sgpo data` writes, rewards are verl's own scores, a profile is made by the run itself. CI runs three;
-SGPO_RECIPES=all runs every recipe that a CPU can (docs/verified.md says when that was).
+Data is what `sgpo data` writes, rewards are verl's own scores, a profile is made by the run itself. `make test` runs
+one, `make test-all` every recipe that a CPU can (docs/verified.md says when that was).
 """
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +25,7 @@ EVERY = sorted(
     for path in RECIPES.glob("*.yaml")
     if not path.stem.startswith("arithmetic") and not any(word in path.stem for word in NEEDS_A_GPU)
 )
-IN_CI = [
-    "gsm8k_0.5b_grpo",  # stock
-    "gsm8k_1.5b_lora_sgpo",  # LoRA
-    "math_1.5b_sgpo",  # two data sets, with scores of 0 and 1 and of -1 and 1
-]
+SHORT = "math_1.5b_sgpo"  # two data sets, with scores of 0 and 1 and of -1 and 1
 PROMPTS = 48
 
 
@@ -107,7 +102,9 @@ def train(name: str, place: Path, run: Path) -> subprocess.CompletedProcess:
         return subprocess.run(command, cwd=place, env=tiny.environment(run), stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("name", EVERY if os.environ.get("SGPO_RECIPES") == "all" else IN_CI)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == SHORT else pytest.mark.long) for name in EVERY]
+)
 def test_a_recipe_trains_for_two_steps(place, tmp_path, name):
     done = train(name, place, tmp_path)
     assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
