@@ -227,7 +227,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of base model, data and training.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing finished stages.")] = False,
 ) -> None:
-    """Train a tiny model on the spot with stock GRPO and with sGPO, on a CPU, and compare. About ten minutes."""
+    """Train a tiny model on the spot with stock GRPO and with sGPO, on a CPU, and compare. About twelve minutes."""
     from sgpo_verl.demo.run import main as run_demo
 
     run_demo(directory, seed=seed, fresh=fresh)

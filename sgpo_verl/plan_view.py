@@ -11,6 +11,7 @@ from rich.table import Table
 from sgpo_verl.cost import ModelShape, shape_from_path
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.forecast import Forecast, chooses_on_the_way, forecast
+from sgpo_verl.hub import model_folder
 from sgpo_verl.methods.paper import Class
 from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
@@ -40,8 +41,8 @@ def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
     for path in (model.get("path"), profile.metadata.model.get("path", "")):
         if path and not isinstance(path, str):
             raise SgpoError(f"actor_rollout_ref.model.path={path!r}: must be a folder or a name on a hub")
-        if path and Path(path).expanduser().is_dir():
-            return shape_from_path(Path(path).expanduser())
+        if path and (folder := model_folder(path)):
+            return shape_from_path(folder)
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.hub import cached_config
 from sgpo_verl.profile import ProfileMetadata
 
 _BLOCK = 1 << 20
@@ -94,7 +95,8 @@ def describe_model(path: str) -> dict[str, str]:
     if not folder.is_dir():
         if path.startswith(("/", "~", "./", "../")) or folder.exists():
             raise SgpoError(f"actor_rollout_ref.model.path={path}: no such folder")
-        return {"path": path, "fingerprint": f"hub:{path}", **_cached_revision(path)}
+        config = cached_config(path)
+        return {"path": path, "fingerprint": f"hub:{path}"} | ({"revision": config.parent.name} if config else {})
     digest = hashlib.sha256()
     files = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
     if not files:
@@ -104,18 +106,6 @@ def describe_model(path: str) -> dict[str, str]:
         for block in _samples(file):
             digest.update(block)
     return {"path": path, "fingerprint": digest.hexdigest()[:16]}
-
-
-def _cached_revision(name: str) -> dict[str, str]:
-    """{"revision"} of a hub's model whose files are in the local cache, else {}. Asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError as error:
-        raise SgpoError(f"actor_rollout_ref.model.path={name}: no folder here and no name of a hub ({error})") from None
-    return {"revision": Path(found).parent.name} if isinstance(found, str) else {}  # .../snapshots/<commit>/config.json
 
 
 def _samples(file: Path) -> Iterator[bytes]:

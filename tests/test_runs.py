@@ -265,8 +265,22 @@ def test_a_needed_key_that_is_missing_or_unresolvable_is_named(tmp_path, setting
 
 
 def test_an_unknown_model_shape_says_how_to_give_it(tmp_path):
-    with pytest.raises(SgpoError, match=r"'toy/model' is no local folder - write .*model_shape.* to run\.json"):
+    with pytest.raises(
+        SgpoError, match=r"'toy/model' is neither a folder nor in the hub's cache .*model_shape.* to run"
+    ):
         load_run(write_run(tmp_path / "r", [stock_step(1, 0.3)], facts={"seed": 1}))
+
+
+def test_the_shape_of_a_model_known_by_its_name_on_a_hub_comes_from_the_cache(tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--toy--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc123")
+    (cached / "snapshots" / "abc123").mkdir(parents=True)
+    parts = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    (cached / "snapshots" / "abc123" / "config.json").write_text(json.dumps(parts))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    run = load_run(write_run(tmp_path / "r", [stock_step(1, 0.3)], facts={"seed": 1}))
+    assert (run.table["total_flops"] > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,6 @@ def _prepare(spec: Spec, bench: Path) -> None:
 def _report(spec: Spec, bench: Path, quiet: bool) -> None:
     """The page over all finished runs. quiet: no error if there are none."""
     from sgpo_verl import report
-    from sgpo_verl.bench.results import load
 
     notes = []
     if spec.tune:
@@ -244,7 +243,7 @@ def _report(spec: Spec, bench: Path, quiet: bool) -> None:
         if quiet:
             return
         raise SgpoError(f"{bench}: no run is finished yet; nothing to report")
-    loaded = [load(run.directory) for run in finished]
+    loaded = [report.load_run(run.directory) for run in finished]
     if len(commits := sorted({run.commit for run in loaded})) > 1:
         notes.append(f"The runs were made at different commits: {', '.join(c[:12] or 'unknown' for c in commits)}.")
     print(report.compare(loaded, spec.metric, spec.baseline, tuple(notes)).to_text())

@@ -18,6 +18,7 @@ import pandas as pd
 
 from sgpo_verl.cost import ModelShape, shape_from_path
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.hub import model_folder
 from sgpo_verl.report.runlog import read_log, training_rows
 from sgpo_verl.report.stock import StockSettings, mixed_from_dumps, stock_steps
 
@@ -272,9 +273,10 @@ def _model_shape(config: RunConfig, facts: dict[str, Any], path: Path) -> ModelS
             raise SgpoError(f"{path / 'run.json'}: model_shape must be as in {remedy}, whole numbers")
         return ModelShape(*numbers)
     model = config.get("actor_rollout_ref.model.path")
-    folder = Path(os.path.expanduser(model)) if isinstance(model, str) and model else None
-    if folder is None or not os.path.isdir(folder):
+    folder = model_folder(model) if isinstance(model, str) and model else None
+    if folder is None:
         raise SgpoError(
-            f"{path}: the model's shape is unknown, {model!r} is no local folder - write {remedy} to run.json"
+            f"{path}: the model's shape is unknown, {model!r} is neither a folder nor in the hub's cache here"
+            f" - write {remedy} to run.json"
         )
     return shape_from_path(folder)
