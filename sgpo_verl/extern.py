@@ -41,7 +41,7 @@ def load_class(custom: CustomSettings) -> type:
 
 
 def source_file(custom: CustomSettings) -> Path:
-    """Of the module that ``custom.path`` names. Raises SgpoError if there is none."""
+    """Of the module that ``custom.path`` names. Raises SgpoError if there is none, or its package cannot be imported."""
     path = str(custom.path)
     if not path.startswith(PACKAGE):
         file = Path(path.removeprefix(FILE)).expanduser()
@@ -56,6 +56,8 @@ def source_file(custom: CustomSettings) -> Path:
         spec = importlib.util.find_spec(_dotted(path))
     except (ModuleNotFoundError, ValueError):
         spec = None
+    except Exception as error:  # its packages are imported for this, and may do anything
+        raise SgpoError(f"{KEY}.path={path}: cannot be imported ({type(error).__name__}: {error})") from None
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise SgpoError(f"{KEY}.path={path}: no such module here; a file is given by its path")
     return Path(spec.origin)
@@ -71,7 +73,7 @@ def _dotted(path: str) -> str:
 
 
 def _module(path: str, source: Path) -> Any:
-    """Loaded once for each text of the file. Raises SgpoError if it is no Python or needs what is not installed."""
+    """Loaded once for each text of the file. Raises SgpoError for whatever it raises: it is not our text."""
     try:
         if path.startswith(PACKAGE):
             return importlib.import_module(_dotted(path))
@@ -87,5 +89,5 @@ def _module(path: str, source: Path) -> Any:
             del sys.modules[name]
             raise
         return module
-    except (ImportError, SyntaxError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise SgpoError(f"{KEY}.path={path}: cannot be imported ({type(error).__name__}: {error})") from None

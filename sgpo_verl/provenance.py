@@ -14,6 +14,7 @@ from typing import Any
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.hub import cached_config
 from sgpo_verl.profile import ProfileMetadata
+from sgpo_verl.run_config import group_at, value_at
 
 _BLOCK = 1 << 20
 _SAMPLED_BLOCKS = 8  # of each weight file; whole files of a 70B model would take minutes to hash
@@ -25,22 +26,22 @@ def describe(
     """Metadata of a profile of ``config``: verl's resolved configuration. What a pass spends is left at 0.
 
     chat_template, tokenizer: their text (the latter as JSON); "" where they have not been loaded, and are not stated.
-    Raises SgpoError naming the key whose file is missing.
+    Raises SgpoError naming the key that is missing, or whose file is.
     """
-    rollout, data = config["actor_rollout_ref"]["rollout"], config["data"]
+    rollout, data = group_at(config, "actor_rollout_ref.rollout"), group_at(config, "data")
     optional = {
         "chat_template_kwargs": data.get("apply_chat_template_kwargs"),
         "ignore_eos": rollout.get("ignore_eos"),
     }
     return ProfileMetadata(
-        model=describe_model(config["actor_rollout_ref"]["model"]["path"]),
+        model=describe_model(value_at(config, "actor_rollout_ref.model.path")),
         data=_hash_files(train_files(config)),
         sampling={
-            "temperature": rollout["temperature"],
-            "top_p": rollout["top_p"],
-            "top_k": rollout["top_k"],
-            "max_prompt_length": data["max_prompt_length"],
-            "max_response_length": data["max_response_length"],
+            "temperature": value_at(config, "actor_rollout_ref.rollout.temperature"),
+            "top_p": value_at(config, "actor_rollout_ref.rollout.top_p"),
+            "top_k": value_at(config, "actor_rollout_ref.rollout.top_k"),
+            "max_prompt_length": value_at(config, "data.max_prompt_length"),
+            "max_response_length": value_at(config, "data.max_response_length"),
             # Named only where they are set: they change what is sampled.
             **{key: value for key, value in optional.items() if value},
         },
@@ -59,8 +60,8 @@ def train_files(config: Mapping[str, Any]) -> list[str]:
 
 
 def files_at(config: Mapping[str, Any], key: str) -> list[str]:
-    """The same of data.train_files or data.val_files."""
-    files = config["data"].get(key.removeprefix("data."))
+    """The same of data.train_files or data.val_files. Raises SgpoError naming ``key`` if it is something else."""
+    files = group_at(config, "data").get(key.removeprefix("data."))
     files = [files] if isinstance(files, str) else files or []
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise SgpoError(f"{key}={files!r}: must be a file, or a list of files")
@@ -121,9 +122,12 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"name", "sha256"}: the custom function and its source file, else verl's built-in scores and their version."""
-    custom = config["reward"].get("custom_reward_function") or {"path": None}
-    more = {"manager": config["reward"]["reward_manager"]["name"]}
+    """{"name", "sha256"}: the custom function and its source file, else verl's built-in scores and their version.
+
+    Raises SgpoError naming the key if the function's file or module cannot be had.
+    """
+    custom = {"path": None, "name": None, **group_at(config, "reward.custom_reward_function")}
+    more = {"manager": group_at(config, "reward.reward_manager").get("name")}
     more |= {"reward_kwargs": custom["reward_kwargs"]} if custom.get("reward_kwargs") else {}
     if not custom["path"]:
         return {"name": "verl.default_compute_score", "sha256": installed_versions().get("verl", ""), **more}
@@ -134,14 +138,21 @@ def describe_reward(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash_module(name: str) -> str:
-    """Hash of a module's source, found without importing it: its last part as a file beside its package."""
+    """Hash of a module's source, found without importing it: its last part as a file beside its package.
+
+    Raises SgpoError if there is none, or its package cannot be imported.
+    """
     import importlib.util
 
     name = name.replace("/", ".")
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+    except (ModuleNotFoundError, ValueError):
         spec = None
+    except Exception as error:  # its packages are imported for this, and may do anything
+        raise SgpoError(
+            f"reward.custom_reward_function.path=pkg://{name}: cannot be imported ({type(error).__name__}: {error})"
+        ) from None
     if spec is None or spec.origin is None:
         raise SgpoError(f"reward.custom_reward_function.path=pkg://{name}: no such module")
     return hash_file(spec.origin, "reward.custom_reward_function.path")

@@ -202,15 +202,26 @@ def test_a_plugin_that_verl_did_not_load_is_said_before_the_trainer_is_unknown(f
     assert "sgpo: verl did not load the plugin: `sgpo doctor` shows why" in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_in_the_callback_ends_the_process_too(folder, monkeypatch, capsys):
-    def broken(config):
+@pytest.mark.parametrize(
+    ("place", "code", "words"),
+    [
+        ("a check", 2, "sgpo: cannot be checked: ZeroDivisionError: ours ("),
+        ("their examination", 1, "Traceback"),
+    ],
+)
+def test_a_mistake_of_ours_in_the_callback_ends_the_process_too(folder, monkeypatch, capsys, place, code, words):
+    def broken(*given):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("sgpo_verl.binding.preflight.CHECKS", (("ours", broken),))
+    if place == "their examination":
+        monkeypatch.setattr("sgpo_verl.binding.preflight.examine", broken)
+    else:
+        monkeypatch.setattr("sgpo_verl.binding.preflight.CHECKS", (("ours", broken),))
     with pytest.raises(SystemExit) as stop:
         Preflight().on_job_start(OmegaConf.create(compose(arguments(folder))))
-    assert stop.value.code == 1
-    assert "ZeroDivisionError: ours" in capsys.readouterr().err
+    assert stop.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(words) and "ZeroDivisionError: ours" in said
 
 
 def test_files_on_remote_storage_are_left_to_verl(folder, profiled):

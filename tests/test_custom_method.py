@@ -185,6 +185,8 @@ def test_it_is_simulated_beside_the_others(file):
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
+RAISES = {"raises.py": "LENGTHS[0]"}
+
 
 @pytest.mark.parametrize(
     ("broken", "words"),
@@ -193,6 +195,7 @@ def test_it_is_simulated_beside_the_others(file):
         ({"path": "pkg://no_such.module"}, r"custom\.path=pkg://no_such\.module: no such module here"),
         ({"path": "{}/syntax.py"}, r"syntax\.py: cannot be imported \(SyntaxError"),
         ({"path": "{}/needs.py"}, r"needs\.py: cannot be imported \(ModuleNotFoundError: No module named 'not_here'"),
+        ({"path": "{}/raises.py"}, r"raises\.py: cannot be imported \(NameError: name 'LENGTHS' is not defined\)"),
         ({"path": "{}/text.txt"}, r"text\.txt: not a Python file"),
         ({"name": "Yours"}, r"custom\.name=Yours: no such class in .*half_solved\.py; its classes: HalfSolved"),
         ({"name": "np"}, r"custom\.name=np: no such class"),
@@ -203,7 +206,7 @@ def test_it_is_simulated_beside_the_others(file):
     ],
 )
 def test_what_is_no_method_is_refused_when_the_configuration_is_checked(file, broken, words):
-    for name, source in {"syntax.py": "def", "needs.py": "import not_here", "text.txt": EXAMPLE}.items():
+    for name, source in {"syntax.py": "def", "needs.py": "import not_here", "text.txt": EXAMPLE, **RAISES}.items():
         (file.parent / name).write_text(source)
     broken = {key: value.format(file.parent) if key == "path" else value for key, value in broken.items()}
     custom = {"path": str(file), "name": "HalfSolved", **broken}
@@ -211,6 +214,17 @@ def test_what_is_no_method_is_refused_when_the_configuration_is_checked(file, br
     config["sgpo"]["curriculum"] |= {"order": "custom", "custom": custom}
     with pytest.raises(SgpoError, match=words):
         check_supported(config)
+
+
+def test_a_package_that_cannot_be_imported_is_refused_with_its_reason(tmp_path, monkeypatch):
+    (tmp_path / "too_old").mkdir()
+    (tmp_path / "too_old" / "__init__.py").write_text("raise ImportError('needs a newer numpy')")
+    mine(tmp_path / "too_old")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        SgpoError, match=r"pkg://too_old\.mine: cannot be imported \(ImportError: needs a newer numpy\)"
+    ):
+        planned("pkg://too_old.mine", name="Mine").start()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -103,6 +104,18 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
     "an empty validation file": (
         {"data.val_files": "no_rows.parquet"},
         "data.val_files: .*no_rows.parquet has no rows",
+    ),
+    "a value for the reward's group": (
+        {"reward.reward_manager": "dapo"},
+        "reward.reward_manager='dapo': is a group of settings; set those under it",
+    ),
+    "a file for the reward function's group": (
+        {"reward.custom_reward_function.path": None, "reward.custom_reward_function": "my.py"},
+        "reward.custom_reward_function='my.py': is a group of settings; set those under it",
+    ),
+    "a file for the data set's group": (
+        {"data.custom_cls": "my.py"},
+        "data.custom_cls='my.py': is a group of settings; set those under it",
     ),
     "a column missing": (
         {"data.train_files": "no_source.parquet"},
@@ -328,11 +341,16 @@ def test_a_finding_is_made_of_what_a_check_returns_or_raises():
         ("refused again", refuse("a=1", "use 2")),
         ("doubtful", refuse("no GPU", "find one", Doubt)),
         ("unseen", refuse("first the other", kind=Unseen)),
+        ("broken", lambda number: [][number]),
+        ("the next", str),
     ]
+    here, line = "/".join(Path(__file__).parts[-3:]), checks[5][1].__code__.co_firstlineno
     assert list(examine(checks, 3)) == [
         Finding("fine", "ok", "3"),
         Finding("refused", "fail", "a=1", "use 2"),
         Finding("refused again", "skip", "see refused"),
         Finding("doubtful", "warn", "no GPU", "find one"),
         Finding("unseen", "skip", "first the other"),
+        Finding("broken", "fail", f"cannot be checked: IndexError: list index out of range ({here}, line {line})"),
+        Finding("the next", "ok", "3"),
     ]

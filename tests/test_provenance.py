@@ -199,6 +199,22 @@ def test_verls_own_rewards_go_by_verls_version():
     }
 
 
+def test_a_reward_whose_package_cannot_be_imported_is_refused_with_its_reason(run, tmp_path, monkeypatch):
+    (tmp_path / "broken_rewards").mkdir()
+    (tmp_path / "broken_rewards" / "__init__.py").write_text("raise ImportError('needs a newer sympy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run["reward"]["custom_reward_function"]["path"] = "pkg://broken_rewards.maths"
+    with pytest.raises(
+        SgpoError, match=r"pkg://broken_rewards\.maths: cannot be imported \(ImportError: needs a newer"
+    ):
+        described(run)
+
+
+def test_another_trainers_configuration_is_refused_by_the_key_it_lacks(run):
+    with pytest.raises(SgpoError, match=r"actor_rollout_ref: not in this configuration; is it one of verl's PPO"):
+        described({"data": run["data"], "model": {}})
+
+
 def test_a_reward_in_a_module_is_hashed_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / "toy_reward.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)

@@ -15,11 +15,11 @@ from sgpo_verl.checks.batch import rehearse
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import as_stock
 from sgpo_verl.provenance import files_at, is_remote
-from sgpo_verl.run_config import group_at, numbers_of, settings_of
+from sgpo_verl.run_config import group_at, is_count, numbers_of, settings_of
 
 TRAIN, VALIDATION = "data.train_files", "data.val_files"
 FORMATS = (".parquet", ".json", ".jsonl")
-GROUND_TRUTH = ("naive", "dapo")  # reward managers that read reward_model.ground_truth
+GROUND_TRUTH = ("naive", "dapo", "gdpo", "rate_limited", "remote")  # managers that read reward_model.ground_truth
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,19 @@ def _rows(peeks: Sequence[Peek | None]) -> int | None:
 
 
 def _check_enough(config: Mapping[str, Any], rows: int) -> None:
-    """A method that draws as stock GRPO does needs a whole batch; the plan says so, in its own words."""
-    settings = settings_of(config)
-    if "sgpo" in config and as_stock(settings):
-        rehearse(settings, numbers_of(config), rows)
+    """Stock GRPO, and a method that draws as it does, needs a whole batch; of the method the plan says so."""
+    settings, numbers = settings_of(config), numbers_of(config)
+    most = group_at(config, "data").get("train_max_samples")
+    prompts = min(rows, most) if is_count(most) else rows
+    if "sgpo" in config:
+        if as_stock(settings):
+            rehearse(settings, numbers, prompts)
+    elif prompts < numbers.train_batch_size:
+        kept = f" (data.train_max_samples={most})" if prompts < rows else ""
+        raise SgpoError(
+            f"data.train_files: its {prompts} prompts{kept} do not fill one step of {numbers.train_batch_size}",
+            "lower data.train_batch_size",
+        )
 
 
 def check_file(config: Mapping[str, Any], key: str, path: str) -> Peek | None:
@@ -76,7 +85,7 @@ def check_file(config: Mapping[str, Any], key: str, path: str) -> Peek | None:
     if not file.is_file():
         reason = "a folder; name its files" if file.is_dir() else "no such file"
         raise SgpoError(f"{key}: cannot read {path} ({reason})")
-    own = bool((group_at(config, "data").get("custom_cls") or {}).get("path"))
+    own = bool(group_at(config, "data.custom_cls").get("path"))
     if own and file.suffix != ".parquet":
         return None
     purpose = "there is nothing to train on" if key == TRAIN else "there is nothing to validate with"

@@ -1,7 +1,9 @@
 """One check, one finding: fine, doubtful, refused, or not looked at because of another."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sgpo_verl.errors import SgpoError
@@ -32,7 +34,10 @@ class Finding:
 
 
 def examine(checks: Iterable[Check], subject: Any) -> Iterator[Finding]:
-    """Every check's finding, as it is made. What one has refused the others do not refuse again."""
+    """Every check's finding, as it is made. What one has refused the others do not refuse again.
+
+    A check that breaks off is refused by what it raised: the other findings are not lost with it.
+    """
     refused: dict[str, str] = {}
     for name, check in checks:
         try:
@@ -46,3 +51,12 @@ def examine(checks: Iterable[Check], subject: Any) -> Iterator[Finding]:
                 yield Finding(name, "fail", error.problem, error.way_out)
             else:
                 yield Finding(name, "skip", f"see {first}")
+        except Exception as error:
+            yield Finding(name, "fail", f"cannot be checked: {raised(error)}")
+
+
+def raised(error: Exception) -> str:
+    """An exception nobody foresaw, on one line: its type, its words, and the place that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({'/'.join(Path(frames[-1].filename).parts[-3:])}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"

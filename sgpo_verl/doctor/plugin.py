@@ -3,14 +3,13 @@
 import importlib
 import importlib.metadata
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sgpo_verl import seams
-from sgpo_verl.checks.findings import Check, Unseen
+from sgpo_verl.checks.findings import Check, Unseen, raised
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import TRAINER_MODES
 
@@ -33,12 +32,7 @@ def load(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file, words = "/".join(Path(place.filename).parts[-3:]), " ".join(str(error).split())[:300]
-        raise SgpoError(
-            f"{what} raised {type(error).__name__}: {words} ({file}, line {place.lineno})",
-            "mend what it names, or " + REINSTALL,
-        ) from None
+        raise SgpoError(f"{what} raised {raised(error)}", "mend what it names, or " + REINSTALL) from None
 
 
 def _plugin(_: None) -> str:
