@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -189,6 +190,14 @@ def test_one_file_is_read_where_one_split_is_wanted(tmp_path, capsys):
     with pytest.raises(SgpoError, match=r"notes\.txt: none of \.parquet, \.json, \.jsonl"):
         (tmp_path / "notes.txt").write_text("")
         prepare.run("dapo", str(tmp_path / "notes.txt"), tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "read", lambda *given: pytest.fail("read it"))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(SgpoError, match=f"sgpo data -o {folder}: cannot be written .*: name another folder"):
+            prepare.run("gsm8k", None, folder)
 
 
 def sgpo(*arguments):

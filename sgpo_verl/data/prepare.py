@@ -7,7 +7,9 @@
 whatever else is done to the data. All files have one schema: verl can train on several of them together.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +41,34 @@ class Kept:
 
 
 def run(name: str, origin: str | None, folder: Path) -> None:
-    """Write the files of the data set ``name`` to ``folder``. origin: another hub name, folder or file to read it from."""
+    """Write the files of the data set ``name`` to ``folder``. origin: another hub name, folder or file to read it from.
+
+    Raises SgpoError for a name that is not known, data that is something else, and a folder that cannot be written.
+    """
     if name not in SOURCES:
         raise SgpoError(f"sgpo data {name}: no such data set; known are {', '.join(SOURCES)}")
     source = SOURCES[name]
     origin = origin or source.hub
+    with _writing(folder):  # before a download
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     splits = read(origin, source)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, file in source.files.items():
         kept = select(splits[split], source, f"{origin}, split {split}")
-        write(kept, source.data_source, Path(file).stem, folder / file)
+        with _writing(folder):
+            write(kept, source.data_source, Path(file).stem, folder / file)
         print(f"{folder / file}: {kept}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises SgpoError for what the file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise SgpoError(
+            f"sgpo data -o {folder}: cannot be written ({error.strerror or error}): name another folder"
+        ) from None
 
 
 def read(origin: str, source: Source) -> dict[str, Iterator[dict[str, Any]]]:
