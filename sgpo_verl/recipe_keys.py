@@ -1,4 +1,4 @@
-"""Keys of a recipe that nobody reads. Hydra refuses a misspelt key on the command line, but takes any in a file (but its own).
+"""Keys that nobody reads. Hydra refuses a misspelt one on the command line, but takes any after ``+`` and from a file.
 
 parts/math.yaml: actor_rollout_ref.actor.ppo_mini_batchsize: no such setting; did you mean ...ppo_mini_batch_size?
 """
@@ -10,8 +10,39 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sgpo_verl.checks.findings import Doubt
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import compose
+
+UNLISTED = {  # what verl reads where it is set, and lists nowhere; and groups whose keys are somebody else's
+    "data.cache_dir",
+    "data.chat_template_func",
+    "data.filter_prompts",
+    "data.need_tools_kwargs",
+    "ray_kwargs.ray_init",
+    "reward.custom_reward_function.reward_kwargs",
+    "reward.reward_kwargs",
+    "trainer.wandb_proxy",
+}
+
+
+def check_keys(config: Mapping[str, Any]) -> str:
+    """Raises Doubt naming the keys of a composed configuration that are most likely misspelt: unknown, and like another.
+
+    Keys like no other may be the user's own, for a reward function or a data set. Composes once: not for use inside Hydra.
+    """
+    engine = config.get("model_engine")
+    if not isinstance(engine, str):
+        return "not looked at: the configuration names no model_engine"
+    schema, lines = _schema(engine), []
+    for path in _paths(config):
+        unlisted = any(".".join(path[:depth]) in UNLISTED for depth in range(1, len(path) + 1))
+        if not unlisted and not _is_known(path, schema) and (hint := _hint(path, schema)):
+            lines.append(f"{'.'.join(path)}: no such setting{hint}")
+    if lines:
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise Doubt(" ".join(lines[:3]) + more, "nobody reads a setting of that name")
+    return "none looks misspelt"
 
 
 def unknown_keys(folder: Path, name: str) -> list[str]:
@@ -93,7 +124,14 @@ def _fields(node: Any) -> set[str]:
 
 
 def _hint(path: tuple[str, ...], schema: Mapping[str, Any]) -> str:
-    """The known setting that is most like it, if one is."""
-    known = [".".join(found) for found in _paths(schema)]
-    close = difflib.get_close_matches(".".join(path), known, n=1, cutoff=0.8)
-    return f"; did you mean {close[0]}?" if close else ""
+    """The setting or group that is most like the first part that is unknown, among those beside it, if one is."""
+    node: Any = schema
+    for depth, part in enumerate(path):
+        if not isinstance(node, Mapping):
+            return ""
+        if part not in node:
+            beside = [*node, *_fields(node)]
+            close = difflib.get_close_matches(part, beside, n=1, cutoff=0.75)
+            return f"; did you mean {'.'.join([*path[:depth], close[0], *path[depth + 1 :]])}?" if close else ""
+        node = node[part]
+    return ""

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from sgpo_verl.checks.findings import Doubt
 from sgpo_verl.data.sources import SOURCES
-from sgpo_verl.recipe_keys import inherited, unknown_keys
+from sgpo_verl.recipe_keys import check_keys, inherited, unknown_keys
 from sgpo_verl.run_config import check_supported, compose, numbers_of, settings_of
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -79,6 +80,33 @@ def test_a_misspelt_key_of_a_recipe_is_found_by_name_and_file_and_nothing_else_i
         "mine.yaml: sgpo.filter.max_pas_rate: no such setting; did you mean sgpo.filter.max_pass_rate?",
         f"parts/shared.yaml: {actor}.ppo_mini_batchsize: no such setting; did you mean {actor}.ppo_mini_batch_size?",
     ]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_no_recipe_looks_misspelt(composed, name):
+    assert check_keys(composed(name)) == "none looks misspelt"
+
+
+def test_keys_after_a_plus_are_doubted_if_they_are_like_one_beside_them():
+    rollout = "actor_rollout_ref.rollout"
+    unlisted = ["+data.cache_dir=x", "+reward.reward_kwargs.num_worker=1", "+ray_kwargs.ray_init.num_gpus=1"]
+    own = ["+mine.total_epoch=1", f"+{rollout}.engine_kwargs.vllm.max_num_seq=1", "+data.colour=red"]
+    assert check_keys(compose([*unlisted, *own])) == "none looks misspelt"
+    wrong = [
+        "+trainer.total_epoch=1",
+        f"+{rollout}.multi_tern.enable=true",
+        "++reward.num_worker=1",
+        "+trianer.nnodes=2",
+    ]
+    with pytest.raises(Doubt) as doubt:
+        check_keys(compose([*own, *wrong]))
+    lines = str(doubt.value)
+    for pair in (
+        f"{rollout}.multi_tern.enable: no such setting; did you mean {rollout}.multi_turn.enable?",
+        "trainer.total_epoch: no such setting; did you mean trainer.total_epochs?",
+        "(and 1 more)",
+    ):
+        assert pair in lines
 
 
 @pytest.mark.parametrize("name", BOTH)
