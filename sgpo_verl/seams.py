@@ -82,6 +82,13 @@ def check(verl: Path | None = None) -> tuple[int, list[str]]:
 
 def problem_of(source: Source, module: str, line: str) -> str | None:
     """What is wrong with one line of the list, None if nothing is."""
+    try:
+        return _problem_of(source, module, line)
+    except SyntaxError as error:  # of a verl for a newer Python
+        return f"it, or what it imports from, is no Python {sys.version_info[0]}.{sys.version_info[1]} ({error})"
+
+
+def _problem_of(source: Source, module: str, line: str) -> str | None:
     name, wanted, words = split(line)
     *owner, last = name.split(".")
     if source.module(module) is None:
@@ -124,10 +131,16 @@ def _close(name: str, known: list[str]) -> str:
 def _missing_keys(folder: Path, keys: list[str]) -> Iterator[str]:
     """Keys of the list that verl's composed configuration does not have."""
     from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    with initialize_config_dir(config_dir=str(folder.resolve()), version_base=None):
-        config = OmegaConf.to_container(compose("ppo_trainer"), resolve=False)
+    try:
+        with initialize_config_dir(config_dir=str(folder.resolve()), version_base=None):
+            config = OmegaConf.to_container(compose("ppo_trainer"), resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        yield f"config: verl's ppo_trainer does not compose ({' '.join(str(error).split())[:200]})"
+        return
     for key in keys:
         node: Any = config
         for part in key.split("."):

@@ -106,8 +106,10 @@ def test_every_attribute_of_verls_classes_that_we_read_is_on_the_list(source, pl
 VERLS_KEY = re.compile(r"(data|actor_rollout_ref|algorithm|trainer|reward|critic|ray_kwargs)(\.[a-z_]\w*)+")
 
 
-def keys_read(tree: ast.AST) -> set[str]:
-    """Configuration keys in a file: ``config.a.b`` and ``self.config.a.b``, also through a local name; and texts like them."""
+def keys_read(tree: ast.AST, texts: dict[str, str] | None = None) -> set[str]:
+    """Configuration keys in a file: ``config.a.b``, ``self.config.a.b``, ``config["a"]["b"]`` and ``group_at(config, "a")``,
+    also through a local name; and texts like them. texts: constants of the modules that it imports from."""
+    texts = {**(texts or {}), **constants(tree)}
     found = {
         node.value
         for node in ast.walk(tree)
@@ -120,17 +122,59 @@ def keys_read(tree: ast.AST) -> set[str]:
                 target, value = node.targets[0], node.value
                 both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
                 for name, path in zip(target.elts, value.elts, strict=True) if both else [(target, value)]:
-                    if isinstance(name, ast.Name) and (parts := path_of(path, known)):
+                    if isinstance(name, ast.Name) and (parts := path_of(path, known, texts)):
                         known[name.id] = parts
-        paths = [path_of(node, known) for node in ast.walk(function) if isinstance(node, ast.Attribute | ast.Call)]
+        reads = [
+            n for n in ast.walk(function) if isinstance(n, ast.Attribute | ast.Call | ast.Subscript | ast.JoinedStr)
+        ]
+        paths = [path_of(node, known, texts) for node in reads]
         found |= {".".join(parts) for parts in paths if parts}
     return {key for key in found if VERLS_KEY.fullmatch(key) and not key.endswith(".get")}
 
 
-def path_of(node: ast.AST, known: dict[str, list[str]]) -> list[str] | None:
-    """["data", "train_files"] for ``config.data.train_files`` and ``config.data.get("train_files")``."""
+def constants(tree: ast.AST) -> dict[str, str]:
+    """Texts that a module gives a name: ``ACTOR = "actor_rollout_ref.actor"``, ``FIRST, SECOND = "a", "b"``."""
+    found: dict[str, str] = {}
+    for node in getattr(tree, "body", []):
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            for name, text in zip(target.elts, value.elts, strict=True) if both else [(target, value)]:
+                if isinstance(name, ast.Name) and (told := text_of(text, found)):
+                    found[name.id] = told
+    return found
+
+
+def text_of(node: ast.AST, texts: dict[str, str]) -> str | None:
+    """A text, a named one, or an f-string of these; None for any other."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return texts.get(node.id)
+    if isinstance(node, ast.JoinedStr):
+        parts = [text_of(v.value if isinstance(v, ast.FormattedValue) else v, texts) for v in node.values]
+        return None if None in parts else "".join(parts)
+    return None
+
+
+def path_of(node: ast.AST, known: dict[str, list[str]], texts: dict[str, str]) -> list[str] | None:
+    """["data", "train_files"] for ``config.data.train_files`` and ``group_at(config, "data").get("train_files")``."""
     parts: list[str] = []
+    if isinstance(node, ast.JoinedStr):
+        return (text_of(node, texts) or "").split(".")
     while not isinstance(node, ast.Name):
+        asked = (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("group_at", "value_at")
+        )
+        if asked and isinstance(node, ast.Call):
+            key = text_of(node.args[1], texts)
+            return [*key.split("."), *parts[::-1]] if key else None
+        if isinstance(node, ast.Subscript):
+            if (key := text_of(node.slice, texts)) is None:
+                return None
+            parts.append(key)
+            node = node.value
+            continue
         if isinstance(node, ast.Attribute):
             if node.attr == "config" and isinstance(node.value, ast.Name):
                 return parts[::-1]
@@ -147,9 +191,13 @@ def path_of(node: ast.AST, known: dict[str, list[str]]) -> list[str] | None:
 
 
 def test_every_key_of_verls_configuration_that_we_read_is_on_the_list():
-    files = [*BINDING, REPO / "sgpo_verl" / "run_config.py", *sorted((REPO / "sgpo_verl" / "checks").glob("*.py"))]
+    core = REPO / "sgpo_verl"
+    files = [*BINDING, core / "run_config.py", core / "provenance.py", *sorted((core / "checks").glob("*.py"))]
     listed = set(seams.listed()[seams.KEYS])
-    read = set().union(*(keys_read(ast.parse(file.read_text())) for file in files)) - ELSEWHERE
+    trees = [ast.parse(file.read_text()) for file in files]
+    shared = {name: text for tree in trees for name, text in constants(tree).items() if name in ("ACTOR", "ROLLOUT")}
+    read = set().union(*(keys_read(tree, shared) for tree in trees))
+    read = {key for key in read if not any(key == k or key.startswith(f"{k}.") for k in ELSEWHERE)}
     assert len(read) > 60
     covered = {
         key for key in read if any(key == k or k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in listed)
@@ -162,17 +210,26 @@ ELSEWHERE = {  # not in verl's YAML files: optional, and listed where verl reads
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
     "algorithm.filter_groups",
     "data.pt",
+    "reward.custom_reward_function.reward_kwargs",
+    "reward.reward_kwargs",
 }
 
 
 def test_keys_are_found_however_they_are_read():
     code = """
+ACTOR = "actor_rollout_ref.actor"
+def g(config):
+    actor = group_at(config, ACTOR)
+    value_at(config, f"{ACTOR}.ppo_epochs"), f"{SHARED}.top_k", config["data"]["seed"]
+    return actor.get("strategy"), group_at(config, "critic.optim").get("lr"), value_at(config, f"{ACTOR}.{actor}")
 def f(self, config):
     rollout, mode = config.actor_rollout_ref.rollout, config.trainer.get("resume_mode")
     return rollout.n, self.config.algorithm.get("use_kl_in_reward", False), at(config, "data.train_files")
 """
     wanted = {"actor_rollout_ref.rollout.n", "trainer.resume_mode", "algorithm.use_kl_in_reward", "data.train_files"}
-    assert keys_read(ast.parse(code)) >= wanted
+    wanted |= {"actor_rollout_ref.actor.ppo_epochs", "actor_rollout_ref.actor.strategy", "critic.optim.lr", "data.seed"}
+    wanted |= {"actor_rollout_ref.rollout.top_k"}
+    assert keys_read(ast.parse(code), {"SHARED": "actor_rollout_ref.rollout"}) >= wanted
 
 
 def test_this_verl_has_every_seam():
@@ -253,3 +310,16 @@ def test_no_verl_is_bad_input():
     assert (
         done.stderr == "sgpo: --seams /nowhere: no verl there; name a checkout of verl, or the folder of its package\n"
     )
+
+
+def test_a_verl_that_does_not_compose_or_is_for_a_newer_python_has_its_seams_listed(tmp_path):
+    verl = tmp_path / "verl"
+    shutil.copytree(
+        seams.folders()["verl"], verl, ignore=shutil.ignore_patterns("__pycache__", "*.sh", "models", "tools")
+    )
+    (verl / "trainer" / "config" / "reward" / "reward.yaml").unlink()
+    (verl / "utils" / "fs.py").write_text("def copy_to_local[T = (:\n")
+    _, problems = seams.check(tmp_path)
+    (config,) = [problem for problem in problems if problem.startswith("config: ")]
+    assert config.startswith("config: verl's ppo_trainer does not compose (")
+    assert any(re.match(r"verl\.utils\.fs: it, or what it imports from, is no Python 3\.", line) for line in problems)
