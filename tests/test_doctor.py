@@ -9,12 +9,22 @@ import pandas as pd
 import pytest
 import tiny
 from omegaconf import OmegaConf
+from packaging.specifiers import SpecifierSet
 
-from sgpo_verl.binding.preflight import Preflight
+from sgpo_verl.binding.preflight import Preflight, check_method
+from sgpo_verl.checks import profile
+from sgpo_verl.checks.data import check_data
 from sgpo_verl.checks.findings import Doubt, Finding, Unseen, examine
+from sgpo_verl.checks.model import check_model
+from sgpo_verl.checks.output import check_output
+from sgpo_verl.checks.profile import check_profile
+from sgpo_verl.checks.reward import check_reward
+from sgpo_verl.doctor import versions
 from sgpo_verl.doctor.command import BAD_INPUT, FAILED, FINE, Doctor, run
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.provenance import describe
 from sgpo_verl.run_config import compose
+from sgpo_verl.seams import folders
 
 
 def arguments(folder, **more):
@@ -48,6 +58,9 @@ def broken(folder, tmp_path_factory):
     for file in (broken / "no_tokenizer").glob("tokenizer*"):
         file.unlink()
     (broken / "bad_tokenizer" / "tokenizer.json").write_text("{")
+    shutil.copytree(folder / "model", broken / "gpt2_model")
+    gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_layer": 2, "n_head": 2}
+    (broken / "gpt2_model" / "config.json").write_text(json.dumps({**gpt2, "n_positions": 64, "vocab_size": 14}))
     (broken / "file").touch()
     return broken
 
@@ -145,6 +158,20 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
         {"reward.custom_reward_function.path": "takes_two.py"},
         "reward.custom_reward_function.name=compute_score: does not take what verl gives it",
     ),
+    "a reward where verl looked for it before 0.9": (
+        {"custom_reward_function.path": "my.py"},
+        "custom_reward_function.path='my.py': verl's trainer does not read it any more; "
+        "write reward.custom_reward_function.path=my.py",
+    ),
+    "a reward manager where verl looked for it before 0.9": (
+        {"reward_model.reward_manager": "dapo"},
+        "reward_model.reward_manager='dapo': verl's trainer does not read it any more; "
+        "write reward.reward_manager.name=dapo",
+    ),
+    "data that verl has no score for": (
+        {"reward.custom_reward_function.path": None},
+        "data.train_files: data_source 'sums': verl has no score for it; set reward.custom_reward_function.path",
+    ),
     "a reward of another name": (
         {"reward.custom_reward_function.name": "scor"},
         "reward.custom_reward_function.name=scor: .*reward.py defines no such function",
@@ -168,6 +195,10 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
     ),
     "no tokenizer": ({"actor_rollout_ref.model.path": "no_tokenizer"}, "no_tokenizer: no tokenizer in this folder"),
     "a torn tokenizer": ({"actor_rollout_ref.model.path": "bad_tokenizer"}, "bad_tokenizer: cannot be loaded ("),
+    "a model whose cost cannot be counted": (
+        {"actor_rollout_ref.model.path": "gpt2_model"},
+        "gpt2_model/config.json: no key 'hidden_size'",
+    ),
     "a context the model does not have": (
         {"actor_rollout_ref.rollout.max_model_len": 128},
         "actor_rollout_ref.rollout.max_model_len=128 is more than the model's 64",
@@ -191,6 +222,11 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
     "no micro-batch size": (
         FIXED,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=None: must be a positive",
+    ),
+    "scores cut another way than updates": (
+        {"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": False},
+        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=False: verl wants it to be as "
+        "actor_rollout_ref.actor.use_dynamic_bsz=True; leave it unset",
     ),
     "micro-batches shorter than a rollout": (
         {"actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 20},
@@ -260,6 +296,105 @@ def test_a_run_that_is_fine_passes_both_and_is_told_beforehand(folder, profiled,
     capsys.readouterr()
     Preflight().on_job_start(OmegaConf.create(compose(given)))
     assert "sgpo: " not in capsys.readouterr().err
+
+
+def test_files_are_hashed_once_and_only_where_there_is_a_profile_to_compare(folder, profiled, monkeypatch):
+    described = []
+    monkeypatch.setattr(profile, "describe", lambda *given: described.append(given) or describe(*given))
+    with_profile = arguments(folder, **{"sgpo.profile.path": profiled})
+    for given, times in ((with_profile, 1), (arguments(folder, **{"+sgpo": "prune"}), 0), (tiny.overrides(folder), 0)):
+        described.clear()
+        assert Doctor(None).look_at_run(given)[0] == FINE
+        assert len(described) == times, given
+
+
+def test_what_cannot_be_foretold_is_a_finding_and_not_a_traceback(folder, profiled, monkeypatch):
+    def untold(config):
+        raise SgpoError("the model's cost is unknown")
+
+    monkeypatch.setattr("sgpo_verl.doctor.story.story", untold)
+    doctor = Doctor(None)
+    assert doctor.look_at_run(arguments(folder, **{"sgpo.profile.path": profiled})) == (FAILED, [])
+    assert doctor.findings[-1] == Finding("forecast", "fail", "the model's cost is unknown")
+
+
+def test_a_setting_that_is_most_likely_misspelt_is_a_warning(folder, profiled):
+    doctor = Doctor(None)
+    given = arguments(folder, **{"sgpo.profile.path": profiled, "+trainer.test_frequency": 5})
+    assert doctor.look_at_run(given)[0] == FINE
+    assert [finding.text for finding in doctor.findings if finding.status == "warn"] == [
+        "trainer.test_frequency: no such setting; did you mean trainer.test_freq?"
+    ]
+
+
+def test_what_stock_verl_can_do_by_itself_is_not_refused(folder):
+    stock = compose(tiny.overrides(folder, **{"++algorithm.filter_groups.enable": True}))
+    assert check_method(stock) == "stock GRPO, without +sgpo"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"data.train_batch_size": 64}, "its 48 prompts do not fill one step of 64; lower data.train_batch_size"),
+        ({"data.train_max_samples": 5}, r"its 5 prompts \(data.train_max_samples=5\) do not fill one step of 8"),
+        ({"data.train_max_samples": 5, "+sgpo": "prune"}, "its 5 prompts do not fill one step of 8"),
+    ],
+)
+def test_data_that_does_not_fill_one_step_is_refused_for_stock_verl_too(folder, more, words):
+    with pytest.raises(SgpoError, match=f"data.train_files: {words}"):
+        check_data(compose(tiny.overrides(folder, **more)))
+
+
+def test_the_context_is_the_one_verl_goes_by(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_scaling": {"rope_type": "yarn", "factor": 4}}))
+    override = "actor_rollout_ref.model.override_config"
+    longer = {"actor_rollout_ref.model.path": tmp_path / "model", "actor_rollout_ref.rollout.max_model_len": 128}
+    with pytest.raises(SgpoError, match=r"max_model_len=128 is more than the model's 64.*set it to 64 or less, or, if"):
+        check_model(compose(tiny.overrides(folder, **longer)))
+    for key in (f"+{override}.max_position_embeddings", f"+{override}.model_config.max_position_embeddings"):
+        assert check_model(compose(tiny.overrides(folder, **longer, **{key: 256}))).endswith("context 128")
+    with pytest.raises(SgpoError, match=r"data.max_prompt_length=16 leaves no room for an answer in a context of 8"):
+        check_model(compose(tiny.overrides(folder, **{f"+{override}.max_position_embeddings": 8})))
+
+
+def test_a_home_folder_that_verl_would_not_find_is_named_in_full(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = compose(tiny.overrides(folder, **{"trainer.default_local_dir": "'~/run'"}))
+    with pytest.raises(Doubt, match=r"default_local_dir=~/run: verl takes ~ for .*; write /home/me/run"):
+        check_output(config)
+    config["reward"]["custom_reward_function"]["path"] = "~/reward.py"
+    with pytest.raises(
+        SgpoError, match=r"path=~/reward.py: verl takes ~ for a folder's name; write /home/me/reward.py"
+    ):
+        check_reward(config)
+
+
+def test_a_table_of_counts_that_does_not_say_of_what_data_is_no_profile_of_this_run(folder, profiled, tmp_path):
+    path = tmp_path / "counts.parquet"
+    pd.read_parquet(profiled)[["prompt_key", "successes", "trials"]].to_parquet(path)
+    with pytest.raises(Doubt, match=r"counts.parquet: does not say of what data it is.*: 48 prompts, 48 to draw"):
+        check_profile(compose(arguments(folder, **{"sgpo.profile.path": path})))
+
+
+def test_seams_of_no_verl_and_of_a_run_are_bad_input(capsys):
+    for given, verl, words in (
+        ([], Path("/nowhere"), "--seams /nowhere: no verl there"),
+        (["+sgpo=paper"], folders()["verl"], "looks at no run: +sgpo=paper"),
+    ):
+        capsys.readouterr()
+        assert run(given, as_json=True, seams=verl) == BAD_INPUT
+        (check,) = json.loads(capsys.readouterr().out)["checks"]
+        assert words in check["text"]
+
+
+def test_what_only_megatron_needs_is_held_against_verls_pins(monkeypatch):
+    monkeypatch.setattr(versions, "installed", {"mbridge": "0.15.1", "verl": "0.9.1"}.get)
+    monkeypatch.setattr(versions, "wanted", lambda name: (SpecifierSet(">=0.15"), {"verl[mcore]": "0.16.0"}))
+    said = dict(versions.checks())
+    assert said["mbridge"](None) == "0.15.1 (verl asks for >=0.15; verl[mcore] pins 0.16.0)"
+    assert said["megatron-core"](None) == "not installed (only for actor.strategy=megatron)"
 
 
 def test_what_only_this_machine_lacks_is_a_warning_in_both(folder, profiled, capsys):

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayActorError
 
 from sgpo_verl.binding.verl_version import check_verl_version
-from sgpo_verl.binding.verls_checks import check_engines, check_loads, check_verls
+from sgpo_verl.binding.verls_checks import check_engines, check_loads, check_scores, check_verls
 from sgpo_verl.binding.watch import AGAIN
 from sgpo_verl.checks.batch import check_batch
 from sgpo_verl.checks.data import check_data, check_training_data
@@ -25,7 +25,6 @@ from sgpo_verl.checks.findings import Check, Finding, examine
 from sgpo_verl.checks.model import check_model
 from sgpo_verl.checks.output import check_output
 from sgpo_verl.checks.profile import check_profile, check_to_be_profiled
-from sgpo_verl.checks.reward import check_reward
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import check_supported, settings_of, value_at
 
@@ -65,11 +64,14 @@ def _check_loaded() -> None:
 
 
 def check_method(config: dict[str, Any]) -> str:
-    """Whether what the method is made of fits together, and fits verl's settings."""
+    """Whether what the method is made of fits together, and fits verl's settings; stock GRPO is verl's own affair.
+
+    Raises SgpoError naming the key.
+    """
     check_verl_version()
-    check_supported(config)
     if "sgpo" not in config:
         return "stock GRPO, without +sgpo"
+    check_supported(config)
     s = settings_of(config)
     parts = {
         "allocation": s.allocation,
@@ -89,7 +91,7 @@ CHECKS: tuple[Check, ...] = (
     ("data", check_data),
     ("model", check_model),
     ("tokenizer", check_loads),
-    ("reward function", check_reward),
+    ("reward function", check_scores),
     ("profile", check_profile),
     ("output", check_output),
     ("engines", check_engines),
@@ -101,7 +103,7 @@ TO_PROFILE: tuple[Check, ...] = (
     ("method", check_method),
     ("data", check_training_data),
     ("model", check_model),
-    ("reward function", check_reward),
+    ("reward function", check_scores),
     ("profile", check_to_be_profiled),
 )
 

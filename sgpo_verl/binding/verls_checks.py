@@ -12,9 +12,14 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.reward_score import default_compute_score
 
 from sgpo_verl.binding.named import named
+from sgpo_verl.checks.data import TRAIN, VALIDATION, check_files
 from sgpo_verl.checks.findings import Doubt
+from sgpo_verl.checks.reward import check_reward
+from sgpo_verl.cost import shape_from_config
+from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import group_at, value_at
 
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
@@ -49,8 +54,41 @@ def _check_names(config: Mapping[str, Any]) -> None:
             look_up(name)
 
 
+def check_scores(config: Mapping[str, Any]) -> str:
+    """The reward in words. Raises SgpoError as ``check_reward``, and where verl's own scores know nothing of the data."""
+    said = check_reward(config)
+    scored = not group_at(config, "reward.custom_reward_function").get("path")
+    manager = group_at(config, "reward.reward_manager").get("source") == "register"
+    own = group_at(config, "data.custom_cls").get("path") or group_at(config, "reward.reward_model").get("enable")
+    if scored and manager and not own:
+        for key in (TRAIN, VALIDATION):
+            for peek in check_files(config, key):
+                _check_known(key, peek.first if peek else {})
+    return said
+
+
+def _check_known(key: str, row: Mapping[str, Any]) -> None:
+    """Without an answer to score: only whether there is a score for the row's data_source, which verl looks up first."""
+    source = row.get("data_source")
+    if source is None:
+        return
+    quiet = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            default_compute_score(source, "", "")
+    except NotImplementedError:
+        raise SgpoError(
+            f"{key}: data_source {source!r}: verl has no score for it", "set reward.custom_reward_function.path"
+        ) from None
+    except Exception:  # of an answer and a truth that are none
+        return
+
+
 def check_loads(config: Mapping[str, Any]) -> str:
-    """Tokenizer and configuration, as verl loads them. Of a model of a hub, nothing is fetched for this."""
+    """Tokenizer and configuration, as verl loads them. Of a model of a hub, nothing is fetched for this.
+
+    Raises SgpoError if they cannot be loaded, or are of a shape whose cost ``+sgpo`` cannot count.
+    """
     path = value_at(config, "actor_rollout_ref.model.path")
     folder = Path(str(path)).expanduser()
     if not folder.is_dir() or group_at(config, "actor_rollout_ref.model").get("use_shm"):
@@ -58,6 +96,8 @@ def check_loads(config: Mapping[str, Any]) -> str:
     made = OmegaConf.create(dict(config))
     with contextlib.redirect_stdout(io.StringIO()), named(f"actor_rollout_ref.model.path={path}: cannot be loaded"):
         model = omega_conf_to_dataclass(made.actor_rollout_ref.model)
+    if "sgpo" in config:
+        shape_from_config(model.hf_config.to_dict(), f"{path}/config.json")
     return f"{type(model.tokenizer).__name__} of {len(model.tokenizer)} tokens, {model.hf_config.model_type}"
 
 

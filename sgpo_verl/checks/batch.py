@@ -61,8 +61,15 @@ def rehearse(settings: Settings, numbers: RunNumbers, prompts: int | None = None
 
 
 def _micro_batches(config: Mapping[str, Any]) -> str:
-    actor, rollout = group_at(config, ACTOR), group_at(config, ROLLOUT)
-    if not actor.get("use_dynamic_bsz"):
+    """Their size in words. Raises SgpoError where verl would end the run: at its start, or at the first long answer."""
+    dynamic = bool(group_at(config, ACTOR).get("use_dynamic_bsz"))
+    scored = group_at(config, ROLLOUT).get("log_prob_use_dynamic_bsz")
+    if bool(scored) != dynamic:
+        raise SgpoError(
+            f"{ROLLOUT}.log_prob_use_dynamic_bsz={scored}: verl wants it to be as {ACTOR}.use_dynamic_bsz={dynamic}",
+            "leave it unset, and it is",
+        )
+    if not dynamic:
         keys = f"{ACTOR}.ppo_micro_batch_size_per_gpu", f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu"
         for key in keys:
             if not is_count(value_at(config, key)):
@@ -74,9 +81,7 @@ def _micro_batches(config: Mapping[str, Any]) -> str:
         return f"micro-batches of {most} rows, fewer where they do not divide"
     longest = count_at(config, "data.max_prompt_length") + count_at(config, "data.max_response_length")
     parallel, over = sequence_parallel(config)
-    limits = [f"{ACTOR}.ppo_max_token_len_per_gpu"]
-    if rollout.get("log_prob_use_dynamic_bsz"):
-        limits.append(f"{ROLLOUT}.log_prob_max_token_len_per_gpu")
+    limits = [f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu"]
     for key in limits:
         tokens = count_at(config, key)
         if tokens * parallel < longest:

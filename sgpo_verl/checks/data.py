@@ -64,7 +64,7 @@ def _rows(peeks: Sequence[Peek | None]) -> int | None:
 def _check_enough(config: Mapping[str, Any], rows: int) -> None:
     """Stock GRPO, and a method that draws as it does, needs a whole batch; of the method the plan says so."""
     settings, numbers = settings_of(config), numbers_of(config)
-    most = group_at(config, "data").get("train_max_samples")
+    most: Any = group_at(config, "data").get("train_max_samples")
     prompts = min(rows, most) if is_count(most) else rows
     if "sgpo" in config:
         if as_stock(settings):

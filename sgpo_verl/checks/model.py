@@ -12,7 +12,9 @@ from sgpo_verl.errors import SgpoError
 from sgpo_verl.provenance import describe_model
 from sgpo_verl.run_config import group_at, value_at
 
-KEY = "actor_rollout_ref.model.path"
+MODEL = "actor_rollout_ref.model"
+KEY = f"{MODEL}.path"
+CONTEXT = "max_position_embeddings"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
@@ -23,11 +25,9 @@ def check_model(config: Mapping[str, Any]) -> str:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return _of_hub(path, described.get("revision"))
-    shape = _shape(path, folder)
+    shape = _shape(config, path, folder)
     _check_weights(config, path, folder)
-    if not group_at(config, "actor_rollout_ref.model").get("tokenizer_path") and not any(
-        (folder / name).is_file() for name in TOKENIZERS
-    ):
+    if not group_at(config, MODEL).get("tokenizer_path") and not any((folder / name).is_file() for name in TOKENIZERS):
         raise SgpoError(f"{KEY}={path}: no tokenizer in this folder", "copy the model's tokenizer files there")
     _check_heads(config, shape)
     context = _check_context(config, shape)
@@ -45,8 +45,11 @@ def _of_hub(path: str, revision: str | None) -> str:
     return f"{path}, to be fetched from its hub"
 
 
-def _shape(path: str, folder: Path) -> dict[str, Any]:
-    """config.json; of a model of several parts, its language part on top."""
+def _shape(config: Mapping[str, Any], path: str, folder: Path) -> dict[str, Any]:
+    """config.json with what the run overrides; of a model of several parts, its language part on top.
+
+    Raises SgpoError if it cannot be read.
+    """
     try:
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -54,8 +57,24 @@ def _shape(path: str, folder: Path) -> dict[str, Any]:
         raise SgpoError(f"{KEY}={path}: its config.json cannot be read ({reason})") from None
     if not isinstance(shape, dict):
         raise SgpoError(f"{KEY}={path}: its config.json is not an object")
+    override = group_at(config, f"{MODEL}.override_config")
+    if "model_config" in override:  # verl's form for Megatron
+        override = group_at(config, f"{MODEL}.override_config.model_config")
+    shape = _overridden(shape, override)
     inner = shape.get("text_config")
-    return {**shape, **inner} if isinstance(inner, dict) else shape
+    if not isinstance(inner, dict):
+        return shape
+    whole = {CONTEXT: shape[CONTEXT]} if shape.get(CONTEXT) is not None else {}  # verl looks there first
+    return {**shape, **inner, **whole}
+
+
+def _overridden(shape: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """As verl's update_model_config: a group changes a part of the model, anything else takes a value's place."""
+    changed = {
+        key: _overridden(shape.get(key) or {}, value) if isinstance(value, Mapping) else value
+        for key, value in override.items()
+    }
+    return {**shape, **changed}
 
 
 def _check_weights(config: Mapping[str, Any], path: str, folder: Path) -> None:
@@ -89,14 +108,20 @@ def _check_heads(config: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
 
 
 def _check_context(config: Mapping[str, Any], shape: Mapping[str, Any]) -> int | str:
-    """Tokens that the rollout servers take. Raises SgpoError, or Doubt where answers would be cut short."""
-    longest, given = shape.get("max_position_embeddings"), value_at(config, f"{ROLLOUT}.max_model_len")
-    if not isinstance(longest, int) or shape.get("rope_scaling"):
+    """Tokens that the rollout servers take: rope_scaling or not, verl goes by max_position_embeddings.
+
+    Raises SgpoError, or Doubt where answers would be cut short.
+    """
+    longest, given = shape.get(CONTEXT), value_at(config, f"{ROLLOUT}.max_model_len")
+    if not isinstance(longest, int):
         return given or "unknown"
     if isinstance(given, int) and given > longest:
+        more = (
+            f", or, if it can do with more, set {MODEL}.override_config.{CONTEXT}" if shape.get("rope_scaling") else ""
+        )
         raise SgpoError(
-            f"{ROLLOUT}.max_model_len={given} is more than the model's {longest} (max_position_embeddings)",
-            f"set it to {longest} or less",
+            f"{ROLLOUT}.max_model_len={given} is more than the model's {longest} ({CONTEXT})",
+            f"set it to {longest} or less{more}",
         )
     limit = given if isinstance(given, int) else longest
     prompt, response = count_at(config, "data.max_prompt_length"), count_at(config, "data.max_response_length")

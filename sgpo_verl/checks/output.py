@@ -27,7 +27,7 @@ MODES = ("auto", "disable", "resume_path")
 
 
 def check_output(config: Mapping[str, Any]) -> str:
-    """Where things go, in words. Raises SgpoError naming the key; Doubt if a tracker is not installed here."""
+    """Where things go, in words. Raises SgpoError naming the key; Doubt if a tracker is not installed here, or for a ~."""
     trainer = group_at(config, "trainer")
     folder = trainer.get("default_local_dir")
     if not isinstance(folder, str):
@@ -37,12 +37,17 @@ def check_output(config: Mapping[str, Any]) -> str:
             _check_writable(f"trainer.{key}", str(trainer[key]))
     resumes = _resumes(config, folder)
     loggers = _loggers(config)
+    if folder.startswith("~"):
+        raise Doubt(
+            f"trainer.default_local_dir={folder}: verl takes ~ for the name of a folder, and makes it in this one",
+            f"write {Path(folder).expanduser()}",
+        )
     return f"checkpoints in {folder} ({resumes}); metrics to {', '.join(loggers) or 'nowhere'}"
 
 
 def _check_writable(key: str, folder: str) -> None:
     """The folder, or the one that it will be made in."""
-    place = Path(folder).expanduser().absolute()
+    place = Path(folder).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgpo_verl.checks.findings import Doubt
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import ProfiledPlan, make_plan
 from sgpo_verl.profile import ProfileMetadata, differences, load_profile
@@ -12,20 +13,27 @@ from sgpo_verl.run_config import group_at, numbers_of, own_profile_path, setting
 
 
 def check_profile(config: Mapping[str, Any]) -> str:
-    """The profile and its plan, in words. Raises SgpoError if it is of something else, or cannot be made."""
+    """The profile and its plan, in words.
+
+    Raises SgpoError if it is of something else, or cannot be made; Doubt if it does not say of what data it is.
+    """
     if "sgpo" not in config:
-        describe_run(config)
         return "none: stock GRPO"
     settings, path = settings_of(config), profile_path(config)
-    describe_run(config)
     if path is not None:
-        made = planned(config)
-        assert made is not None
-        plan = made.plan
+        profile = load_profile(path)
+        _check_match(config, path, profile.metadata)
+        plan = make_plan(profile, settings, numbers_of(config)).plan
         sizes = ", ".join(str(phase.group_size) for phase in plan.phases)
         phases = f" in phases of groups of {sizes}" if len(plan.phases) > 1 else ""
         drawn = sum(len(phase.prompts_M) for phase in plan.phases)
-        return f"{path}: of this run, {plan.prompts} prompts, {drawn} to draw; {plan.total_steps} steps{phases}"
+        counts = f"{plan.prompts} prompts, {drawn} to draw; {plan.total_steps} steps{phases}"
+        if "data" in profile.metadata.unstated():
+            raise Doubt(
+                f"{path}: does not say of what data it is, and is taken to be of this run's: {counts}",
+                "the run itself holds its prompts against those of data.train_files",
+            )
+        return f"{path}: of this run, {counts}"
     if not settings.needs_profile:
         return "none is needed"
     check_profilable(config)
@@ -35,7 +43,6 @@ def check_profile(config: Mapping[str, Any]) -> str:
 def check_to_be_profiled(config: Mapping[str, Any]) -> str:
     """Whether a profile can be made, whatever there is already."""
     numbers_of(config)
-    describe_run(config)
     check_profilable(config)
     return f"{settings_of(config).profile.n} samples of every prompt"
 
@@ -56,16 +63,17 @@ def profile_path(config: Mapping[str, Any]) -> Path | None:
 
 
 def planned(config: Mapping[str, Any]) -> ProfiledPlan | None:
-    """The plan of the run's profile, None without one. Raises SgpoError if that is a profile of something else."""
+    """The plan of the run's profile, None without one; that it is of this run, ``check_profile`` sees."""
     path = profile_path(config)
     if path is None or "sgpo" not in config:
         return None
-    settings = settings_of(config)
-    profile = load_profile(path)
-    lines = differences(profile.metadata, describe_run(config))
-    if lines and not settings.profile.allow_mismatch:
+    return make_plan(load_profile(path), settings_of(config), numbers_of(config))
+
+
+def _check_match(config: Mapping[str, Any], path: Path, made: ProfileMetadata) -> None:
+    lines = differences(made, describe_run(config))
+    if lines and not settings_of(config).profile.allow_mismatch:
         raise SgpoError(mismatch(path, lines))
-    return make_plan(profile, settings, numbers_of(config))
 
 
 def mismatch(path: Path, lines: list[str]) -> str:

@@ -6,7 +6,7 @@ It is loaded in a process of its own, with a time limit: what a file does on imp
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,16 @@ from sgpo_verl.run_config import group_at
 
 FILE, NAME = "reward.custom_reward_function.path", "reward.custom_reward_function.name"
 PATIENCE = 6.0  # seconds
+LEGACY = ("custom_reward_function", "reward_model", "sandbox_fusion")  # of verl before 0.9: all null, and not read
+MOVED = {
+    "reward_model.reward_manager": "reward.reward_manager.name",
+    "reward_model.reward_loop_source": "reward.reward_manager.source",
+    "reward_model.reward_loop_module_path": "reward.reward_manager.module.path",
+    "reward_model.reward_loop_class_name": "reward.reward_manager.module.name",
+    "reward_model.num_workers": "reward.num_workers",
+    "reward_model.reward_kwargs": "reward.reward_kwargs",
+    "reward_model.model.path": "reward.reward_model.model_path",
+}  # the others are where they were, under reward
 GIVEN = ("data_source", "solution_str", "ground_truth", "extra_info")  # verl's reward managers give these by name
 
 LOAD = """
@@ -55,11 +65,14 @@ say()
 
 
 def check_reward(config: Mapping[str, Any]) -> str:
-    """The reward in words. Raises SgpoError naming the key if its function cannot be had."""
+    """The reward in words. Raises SgpoError naming the key if its function cannot be had, or nobody reads the key."""
+    _check_legacy(config)
     custom = group_at(config, "reward.custom_reward_function")
     path, name = str(custom.get("path") or "").removeprefix("file://"), str(custom.get("name"))
     if not path:
         return "verl's own scores, by data_source"
+    if path.startswith("~"):
+        raise SgpoError(f"{FILE}={path}: verl takes ~ for a folder's name", f"write {Path(path).expanduser()}")
     if not path.startswith("pkg://"):
         _check_source(path, name)
     kwargs = custom.get("reward_kwargs") or {}
@@ -79,10 +92,28 @@ def check_reward(config: Mapping[str, Any]) -> str:
     return f"{name} in {path}"
 
 
+def _check_legacy(config: Mapping[str, Any]) -> None:
+    """Scripts for verl before 0.9 set these; they still compose."""
+    for key, value in _leaves({group: config.get(group) for group in LEGACY}):
+        if value is not None:
+            now = next((f"{MOVED[old]}{key[len(old) :]}" for old in MOVED if f"{key}.".startswith(f"{old}.")), None)
+            raise SgpoError(
+                f"{key}={value!r}: verl's trainer does not read it any more", f"write {now or f'reward.{key}'}={value}"
+            )
+
+
+def _leaves(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def _check_source(path: str, name: str) -> None:
     """What its text shows, at once."""
     try:
-        code = compile(Path(path).expanduser().read_bytes(), path, "exec", dont_inherit=True)
+        code = compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
     except OSError as error:
         raise SgpoError(f"{FILE}: cannot read {path} ({error.strerror})") from None
     except (SyntaxError, ValueError) as error:
@@ -92,7 +123,7 @@ def _check_source(path: str, name: str) -> None:
 
 
 def _load(path: str, name: str, names: list[str]) -> dict[str, Any]:
-    place = path if path.startswith("pkg://") else str(Path(path).expanduser().resolve())
+    place = path if path.startswith("pkg://") else str(Path(path).resolve())
     command = [sys.executable, "-c", LOAD, place, name, *names]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)

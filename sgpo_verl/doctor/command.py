@@ -15,6 +15,7 @@ from rich.console import Console
 from sgpo_verl.checks.findings import Check, Finding, Unseen, examine
 from sgpo_verl.doctor import machine, plugin, screen, versions
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.seams import folders
 
 FINE, FAILED, BAD_INPUT = 0, 1, 2
 GROUPS = (("versions", versions.checks), ("plugin", plugin.checks), ("this machine", machine.checks))
@@ -49,13 +50,23 @@ class Doctor:
             self.look_at("this run", [("configuration", partial(_refuse, error))])
             return BAD_INPUT, []
         from sgpo_verl.binding.preflight import CHECKS
+        from sgpo_verl.recipe_keys import check_keys
 
-        found = self.look_at("this run", [("configuration", lambda _: "composes"), *CHECKS], config)
+        first = (("configuration", lambda _: "composes"), ("names of settings", check_keys))
+        found = self.look_at("this run", [*first, *CHECKS], config)
         if any(finding.status in ("fail", "skip") for finding in found):
             return FAILED, []
+        return self.foretell(config)
+
+    def foretell(self, config: dict[str, Any]) -> tuple[int, list[str]]:
+        """(exit code, what will happen) of a run that has passed every check; what cannot be foretold is a finding."""
         from sgpo_verl.doctor.story import story
 
-        lines = list(story(config))
+        try:
+            lines = list(story(config))
+        except Exception as error:
+            self.look_at("what will happen", [("forecast", partial(_refuse, error))])
+            return FAILED, []
         if self.console:
             screen.heading(self.console, "what will happen")
             screen.told(self.console, lines)
@@ -66,7 +77,7 @@ class Doctor:
         return any(finding.status == "fail" for finding in self.findings)
 
 
-def _refuse(error: SgpoError, _: Any) -> str:
+def _refuse(error: Exception, _: Any) -> str:
     raise error
 
 
@@ -91,8 +102,7 @@ def run(arguments: Sequence[str], as_json: bool = False, seams: Path | None = No
 
 def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tuple[int, list[str]]:
     if seams is not None:
-        doctor.look_at(f"verl in {seams}", plugin.seam_checks(seams))
-        return (FAILED if doctor.failed else FINE), []
+        return _examine_other(doctor, arguments, seams), []
     for title, checks in GROUPS:
         doctor.look_at(title, checks())
     if not arguments:  # seconds that a run, which is to be answered within ten, does not wait for
@@ -104,3 +114,17 @@ def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tu
     elif arguments:
         code, lines = doctor.look_at_run(arguments)
     return (max(code, FAILED) if doctor.failed else code), lines
+
+
+def _examine_other(doctor: Doctor, arguments: Sequence[str], verl: Path) -> int:
+    """The exit code of ``--seams``: bad input where there is no verl, or a run is to be looked at besides."""
+    title = f"verl in {verl}"
+    try:
+        if arguments:
+            raise SgpoError(f"--seams {verl} looks at no run: {' '.join(arguments)}", "leave the one or the other out")
+        folders(verl)
+    except SgpoError as error:
+        doctor.look_at(title, [("seams", partial(_refuse, error))])
+        return BAD_INPUT
+    doctor.look_at(title, plugin.seam_checks(verl))
+    return FAILED if doctor.failed else FINE

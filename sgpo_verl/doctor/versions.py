@@ -97,4 +97,6 @@ def _engine(_: None) -> str:
 
 def _optional(name: str, purpose: str, _: None) -> str:
     version = installed(name)
-    return version or f"not installed ({purpose})"
+    if version is None:
+        return f"not installed ({purpose})"
+    return version + (_said(*wanted(name), version) if installed("verl") else "")
