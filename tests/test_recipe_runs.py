@@ -98,8 +98,10 @@ def overrides(name: str, place: Path, run: Path) -> list[str]:
 def train(name: str, place: Path, run: Path) -> subprocess.CompletedProcess:
     recipe = ["--config-dir", str(RECIPES), "--config-name", name]
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *recipe, *overrides(name, place, run)]
+    environment = tiny.environment(run)
+    del environment["VERL_FILE_LOGGER_PATH"]  # a recipe's log is in its run_dir
     with (run / "log").open("w") as log:
-        return subprocess.run(command, cwd=place, env=tiny.environment(run), stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.run(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.parametrize(
