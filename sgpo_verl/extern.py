@@ -52,15 +52,24 @@ def source_file(custom: CustomSettings) -> Path:
         if file.suffix != ".py":
             raise SgpoError(f"{KEY}.path={path}: not a Python file (.py)")
         return file
-    try:
-        spec = importlib.util.find_spec(_dotted(path))
-    except (ModuleNotFoundError, ValueError):
-        spec = None
-    except Exception as error:  # its packages are imported for this, and may do anything
-        raise SgpoError(f"{KEY}.path={path}: cannot be imported ({type(error).__name__}: {error})") from None
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+    origin = module_origin(_dotted(path), f"{KEY}.path={path}")
+    if not origin or not Path(origin).is_file():
         raise SgpoError(f"{KEY}.path={path}: no such module here; a file is given by its path")
-    return Path(spec.origin)
+    return Path(origin)
+
+
+def module_origin(name: str, setting: str) -> str | None:
+    """Where the module ``a.b.c`` comes from, found without importing it; None if there is none.
+
+    Its packages a and a.b are imported for this. Raises SgpoError beginning with ``setting`` if they cannot be.
+    """
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    except Exception as error:  # a package may do anything
+        raise SgpoError(f"{setting}: cannot be imported ({type(error).__name__}: {error})") from None
+    return spec.origin if spec else None
 
 
 def source_digest(custom: CustomSettings) -> str:

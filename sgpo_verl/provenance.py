@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpo_verl.errors import SgpoError
+from sgpo_verl.extern import module_origin
 from sgpo_verl.hub import cached_config
 from sgpo_verl.profile import ProfileMetadata
 from sgpo_verl.run_config import group_at, value_at
@@ -142,20 +143,11 @@ def _hash_module(name: str) -> str:
 
     Raises SgpoError if there is none, or its package cannot be imported.
     """
-    import importlib.util
-
-    name = name.replace("/", ".")
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):
-        spec = None
-    except Exception as error:  # its packages are imported for this, and may do anything
-        raise SgpoError(
-            f"reward.custom_reward_function.path=pkg://{name}: cannot be imported ({type(error).__name__}: {error})"
-        ) from None
-    if spec is None or spec.origin is None:
-        raise SgpoError(f"reward.custom_reward_function.path=pkg://{name}: no such module")
-    return hash_file(spec.origin, "reward.custom_reward_function.path")
+    key, name = "reward.custom_reward_function.path", name.replace("/", ".")
+    origin = module_origin(name, f"{key}=pkg://{name}")
+    if origin is None:
+        raise SgpoError(f"{key}=pkg://{name}: no such module")
+    return hash_file(origin, key)
 
 
 def hash_file(path: str | Path, key: str) -> str:
