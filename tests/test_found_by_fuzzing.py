@@ -222,8 +222,8 @@ def test_a_length_whose_square_is_no_number_is_unknown(tmp_path):
     [
         ({"data__seed": [1]}, None, r"data\.seed is \[1\], expected a whole number"),
         ({"data__train_batch_size": True}, None, r"data\.train_batch_size is True"),
-        ({"actor_rollout_ref__model__path": 5}, {"seed": 1}, "5 is no local folder"),
-        ({"actor_rollout_ref__model__path": "~nobody-here"}, {"seed": 1}, "is no local folder"),
+        ({"actor_rollout_ref__model__path": 5}, {"seed": 1}, "5 is neither a folder nor"),
+        ({"actor_rollout_ref__model__path": "~nobody-here"}, {"seed": 1}, "is neither a folder nor"),
         ({}, {"model_shape": {"parameters": 10**400, "attention": 0}}, "model_shape must be as in"),
     ],
 )

@@ -4,14 +4,14 @@ What the engine itself does with a step is in test_megatron_engine.py.
 """
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
-from transfer_queue import KVBatchMeta
+from transfer_queue import BatchMeta, KVBatchMeta
+from verl.single_controller.base import WorkerGroup
 from verl.single_controller.base.decorator import dispatch_nd_compute_dataproto
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils import tensordict_utils as tu
@@ -108,18 +108,21 @@ def dispatched(world, tp, pp, cp):
     ("world", "tp", "pp", "cp", "ranks"),
     [(8, 1, 1, 1, 8), (8, 2, 1, 1, 4), (8, 2, 2, 1, 2), (8, 2, 2, 2, 1), (16, 2, 2, 2, 2), (12, 1, 4, 1, 3)],
 )
-def test_rows_go_to_data_parallel_ranks_whatever_shares_a_model(world, tp, pp, cp, ranks):
+def test_rows_go_to_data_parallel_ranks_whatever_shares_a_model(monkeypatch, world, tp, pp, cp, ranks):
+    monkeypatch.setattr("verl.utils.ray_utils.parallel_put", lambda parts, max_workers: parts)  # no object store here
     mapping = dispatched(world, tp, pp, cp)
-    group = SimpleNamespace(_dispatch_info={"actor": mapping}, world_size=world)
+    group = WorkerGroup(None)
+    group._workers, group._dispatch_info["actor"] = [None] * world, mapping
     assert ranks_of(group) == ranks == world // (tp * pp * cp)
-    keys = [f"u_{i}_0" for i in range(6 * ranks)]
-    batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{}] * len(keys))
+    # As verl's dispatch gets them: it asks TransferQueue for the indexes of a KVBatchMeta's keys, in their order, then cuts.
+    rows = list(range(6 * ranks))
+    batch = BatchMeta(global_indexes=rows, partition_ids=["train"] * len(rows))
     [parts], _ = dispatch_nd_compute_dataproto(mapping, ranks, group, batch)
     assert len(parts) == world
     for rank, part in zip(mapping, parts, strict=True):  # every worker of a model the same rows: its rank's block
-        assert part.keys == keys[6 * rank : 6 * rank + 6]
+        assert part.global_indexes == rows[6 * rank : 6 * rank + 6]
     # spread_padding and Rows.advantages_N take block r, part m for the m-th update of rank r
-    assert sorted({key for part in parts for key in part.keys}) == sorted(keys)
+    assert sorted({row for part in parts for row in part.global_indexes}) == rows
 
 
 def interleaved(folder, stages, chunks, **more):
