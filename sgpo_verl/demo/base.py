@@ -41,11 +41,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(seed: int, size: str = "0.6M") -> LlamaForCausalLM:
-    """The untrained model. Positions turn fast (theta 100), because what matters is which digit is n places back."""
+    """The untrained model. Positions turn fast (theta 100), because what matters is which digit is n places back.
+
+    It has as many ids as the tokenizer: verl masks others when it samples, not when it trains, and every answer that is made
+    less likely would make them more so, unseen.
+    """
     torch.manual_seed(seed)
     shape = SIZES[size]
     config = LlamaConfig(
-        vocab_size=64,
+        vocab_size=len(VOCABULARY),
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
