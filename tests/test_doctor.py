@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from packaging.specifiers import SpecifierSet
 
 from sgpo_verl.binding.preflight import Preflight, check_method
+from sgpo_verl.binding.verls_checks import check_loads
 from sgpo_verl.checks import profile
 from sgpo_verl.checks.data import check_data
 from sgpo_verl.checks.findings import Doubt, Finding, Unseen, examine
@@ -357,6 +358,17 @@ def test_the_context_is_the_one_verl_goes_by(folder, tmp_path):
         assert check_model(compose(tiny.overrides(folder, **longer, **{key: 256}))).endswith("context 128")
     with pytest.raises(SgpoError, match=r"data.max_prompt_length=16 leaves no room for an answer in a context of 8"):
         check_model(compose(tiny.overrides(folder, **{f"+{override}.max_position_embeddings": 8})))
+
+
+def test_ids_that_are_trained_but_never_sampled_are_a_warning(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    shape = json.loads(file.read_text())
+    config = compose(tiny.overrides(folder, **{"actor_rollout_ref.model.path": tmp_path / "model"}))
+    assert f" of {shape['vocab_size']} tokens" in check_loads(config)
+    file.write_text(json.dumps({**shape, "vocab_size": 64}))
+    with pytest.raises(Doubt, match=rf"model: 64 ids, {shape['vocab_size']} tokens in its tokenizer\. verl masks"):
+        check_loads(config)
 
 
 def test_a_home_folder_that_verl_would_not_find_is_named_in_full(folder, monkeypatch):

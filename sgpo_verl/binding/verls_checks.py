@@ -87,7 +87,8 @@ def _check_known(key: str, row: Mapping[str, Any]) -> None:
 def check_loads(config: Mapping[str, Any]) -> str:
     """Tokenizer and configuration, as verl loads them. Of a model of a hub, nothing is fetched for this.
 
-    Raises SgpoError if they cannot be loaded, or are of a shape whose cost ``+sgpo`` cannot count.
+    Raises SgpoError if they cannot be loaded, or are of a shape whose cost ``+sgpo`` cannot count; Doubt where the model has
+    far more ids than the tokenizer has tokens.
     """
     path = value_at(config, "actor_rollout_ref.model.path")
     folder = Path(str(path)).expanduser()
@@ -98,7 +99,14 @@ def check_loads(config: Mapping[str, Any]) -> str:
         model = omega_conf_to_dataclass(made.actor_rollout_ref.model)
     if "sgpo" in config:
         shape_from_config(model.hf_config.to_dict(), f"{path}/config.json")
-    return f"{type(model.tokenizer).__name__} of {len(model.tokenizer)} tokens, {model.hf_config.model_type}"
+    tokens, ids = len(model.tokenizer), getattr(model.hf_config.get_text_config(), "vocab_size", 0)
+    if ids > 2 * tokens:  # a few, to fill up to a multiple, have no probability to speak of
+        raise Doubt(
+            f"actor_rollout_ref.model.path={path}: {ids} ids, {tokens} tokens in its tokenizer. verl masks the others when it "
+            "samples, not when it trains: what is taken from answers goes there, unseen, until the run collapses",
+            "give the model as many ids as there are tokens",
+        )
+    return f"{type(model.tokenizer).__name__} of {tokens} tokens, {model.hf_config.model_type}"
 
 
 def check_engines(config: Mapping[str, Any]) -> str:
