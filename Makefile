@@ -1,4 +1,4 @@
-# make demo: set up and run the main job (eleven to twelve minutes). make test: set up and run the tests; test-all: the long ones too. They need Python and git only.
+# make demo: set up and run the main job (eleven to thirteen minutes). make test: set up and run the tests; test-all: the long ones too. They need Python and git only.
 .PHONY: demo test test-all setup lint docs clean
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3,$(shell $(p) -c 'import sys; v=sys.version_info[:2]; print("$(p)" if (3, 10) <= v <= (3, 12) else "")' 2>/dev/null)))
