@@ -184,19 +184,20 @@ from sgpo_verl import shards
 from sgpo_verl.counts import Sampled
 shards.SHARD_LINES = 7
 with shards.PassFiles(Path(sys.argv[1]), {"seed": 0}, 2000) as files:
-    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))  # the end, so many seconds of its own from now
-    for position in range(2000):
-        if files.counts.trials_P[position] == 0:
-            files.add(Sampled(position, 8, position % 9, float(position % 9), 5, 40))
-            print(position, flush=True)  # said after it was added: so it must be found again
+    for number, position in enumerate(p for p in range(2000) if files.counts.trials_P[p] == 0):
+        if number == int(sys.argv[2]):
+            signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))  # the end, so many of its own seconds from now
+        files.add(Sampled(position, 8, position % 9, float(position % 9), 5, 40))
+        print(position, flush=True)  # said after it was added: so it must be found again
 """
 
 
 def test_killed_at_random_moments_nothing_that_was_added_is_lost_or_doubled(tmp_path):
     rng, told, kills = random.Random(0), set(), 0
     while len(told) < 2000:
+        after = [str(rng.randrange(300)), str(rng.uniform(0.001, 0.02))]
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts"), str(rng.uniform(0.02, 0.3))],
+            [sys.executable, "-c", WRITER, str(tmp_path / "p.parts"), *after],
             stdout=subprocess.PIPE,
             text=True,
         )  # it ends itself, without a warning: a busy machine may not let us do it before it is done
