@@ -14,6 +14,8 @@ from rundirs import METRIC, config, sgpo_run, stock_run, stock_step, validation,
 from sgpo_verl import report
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.report import units
+from sgpo_verl.report.comparison import compare
+from sgpo_verl.report.figures import look_of
 from sgpo_verl.report.headline import (
     Rule,
     Spread,
@@ -24,6 +26,7 @@ from sgpo_verl.report.headline import (
     median_ratio,
     smoothed,
 )
+from sgpo_verl.report.palette import SERIES
 from sgpo_verl.report.runs import load_run
 
 STEADY = [0.2, 0.3, 0.4, 0.5, 0.5, 0.5]  # target 0.5, reached at step 3 and held at 4
@@ -194,6 +197,16 @@ def test_many_methods_are_named_beside_the_axes(tmp_path):
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert not any(re.search(r"(fill|stroke): ?#[0-9a-f]{6}", svg) for svg in svgs)
     assert all(f"sGPO ({name})" in svgs[0] for name in methods)
+
+
+def test_no_two_methods_look_alike(tmp_path):
+    names = [f"m{i}" for i in range(26)]
+    runs = [load(sgpo_run(tmp_path / name, [0.2, 0.5], method=name)) for name in names]
+    for comparison in (compare(runs), compare([load(stock_run(tmp_path / "g", STEADY)), *runs])):
+        looks = {row.label: look_of(comparison, row.label) for row in comparison.rows}
+        assert len(set(looks.values())) == len(comparison.rows) >= 26
+        inked = [label for label, look in looks.items() if look.colour == SERIES[0][0]]
+        assert inked == ([comparison.baseline] if comparison.baseline else [])  # ink is the baseline's alone
 
 
 def test_a_baseline_that_does_not_learn_gives_no_ratio(tmp_path):

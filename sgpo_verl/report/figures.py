@@ -7,7 +7,7 @@ light or dark; the PNG keeps the light ones.
 import io
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -72,7 +72,7 @@ def accuracy_picture(comparison: Comparison, measure: str) -> Picture | None:
     ends = {}
     for label, lines in curves.items():
         scaled = [(x / size, y) for x, y in lines]
-        ends[label] = _draw(axes, scaled, *_look(comparison, label), markers=True)
+        ends[label] = _draw(axes, scaled, look_of(comparison, label), markers=True)
     beside = len(ends) > MOST_NAMES
     axes.set_xlim(0, largest / size * (1.03 if beside else 1.22))
     if comparison.baseline:
@@ -101,7 +101,7 @@ def mixed_picture(comparison: Comparison) -> Picture | None:
     ends = {}
     for label, seeds in lines.items():
         smooth = [(x, y.rolling(window, min_periods=1, center=True).mean()) for x, y in seeds]
-        ends[label] = _draw(axes, smooth, *_look(comparison, label), markers=False)
+        ends[label] = _draw(axes, smooth, look_of(comparison, label), markers=False)
     axes.set_ylim(0, 100)
     ends = _step_limits(axes, lines, ends)
     _label_ends(axes, ends, comparison)
@@ -116,7 +116,7 @@ def group_size_picture(comparison: Comparison) -> Picture | None:
     if not lines:
         return None
     figure, axes = _axes("training step", "rollouts per prompt (mean)")
-    ends = {label: _draw(axes, seeds, *_look(comparison, label), markers=False) for label, seeds in lines.items()}
+    ends = {label: _draw(axes, seeds, look_of(comparison, label), markers=False) for label, seeds in lines.items()}
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     ends = _step_limits(axes, lines, ends)
     phased = next((run for run in comparison.runs if run.table["phase"].nunique() > 1), None)
@@ -131,12 +131,22 @@ def _by_label(comparison: Comparison) -> dict[str, list[Run]]:
     return {row.label: [run for run in comparison.runs if run.label == row.label] for row in comparison.rows}
 
 
-def _look(comparison: Comparison, label: str) -> tuple[str, str]:
-    """(colour, marker) of a method; the first look is the baseline's and stays unused without one."""
+class Look(NamedTuple):
+    """How a method is drawn, everywhere alike."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+def look_of(comparison: Comparison, label: str) -> Look:
+    """The first look is the baseline's alone and stays unused without one; when the others run out, lines are dashed."""
     position = [row.label for row in comparison.rows].index(label)
     if not comparison.baseline:
         position += 1
-    return SERIES[position % len(SERIES)][0], MARKERS[position % len(MARKERS)]
+    again, other = divmod(max(position - 1, 0), len(SERIES) - 1)
+    look = other + 1 if position else 0
+    return Look(SERIES[look][0], MARKERS[look], ("-", "--", ":", "-.")[again % 4])
 
 
 def _per_step(comparison: Comparison, column: str, factor: float) -> Lines:
@@ -165,17 +175,15 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(
-    axes: Axes, lines: list[tuple[pd.Series, pd.Series]], colour: str, marker: str, markers: bool
-) -> tuple[float, float]:
+def _draw(axes: Axes, lines: list[tuple[pd.Series, pd.Series]], look: Look, markers: bool) -> tuple[float, float]:
     """One method: the median of its seeds as a line, their range as a band. Returns the line's end (x, y)."""
     x = pd.concat([x for x, _ in lines], axis=1, join="inner").median(axis=1)
     seeds = pd.concat([y for _, y in lines], axis=1, join="inner")
     y = seeds.median(axis=1)
     if len(lines) > 1:
-        axes.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.13, linewidth=0, zorder=2)
-    dots: dict[str, Any] = {"marker": marker, "markersize": 4.5} if markers else {}
-    axes.plot(x, y, color=colour, linewidth=2.2, zorder=3, **dots)
+        axes.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=look.colour, alpha=0.13, linewidth=0, zorder=2)
+    dots: dict[str, Any] = {"marker": look.marker, "markersize": 4.5} if markers else {}
+    axes.plot(x, y, color=look.colour, linestyle=look.dashes, linewidth=2.2, zorder=3, **dots)
     return (float(x.iloc[-1]), float(y.iloc[-1])) if len(x) else (np.nan, np.nan)
 
 
@@ -198,7 +206,7 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], comparison: Co
     # Below the lines (zorder 3): a name may sit on another method's curve, but hides none of it.
     halo: dict[str, Any] = {"facecolor": PAGE[0], "edgecolor": "none", "alpha": 0.75, "pad": 1}
     for (label, (x, _)), height in zip(ends.items(), heights, strict=True):
-        colour = _look(comparison, label)[0]
+        colour = look_of(comparison, label).colour
         place: dict[str, Any] = {
             "xytext": (9, 0),
             "textcoords": "offset points",
@@ -219,12 +227,12 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], comparison: Co
 def _legend(axes: Axes, ends: dict[str, tuple[float, float]], comparison: Comparison) -> None:
     """Names right of the axes, the highest end first: beside so many curves they would hide each other."""
     order = sorted((label for label in ends if not np.isnan(ends[label][1])), key=lambda label: -ends[label][1])
-    looks = [_look(comparison, label) for label in order]
-    handles = [Line2D([], [], color=c, marker=m, markersize=4.5, linewidth=2.2) for c, m in looks]
+    looks = [look_of(comparison, label) for label in order]
+    handles = [Line2D([], [], color=c, marker=m, linestyle=d, markersize=4.5, linewidth=2.2) for c, m, d in looks]
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 10}
     legend = axes.legend(handles, order, labelspacing=0.9, **place)
-    for text, (colour, _) in zip(legend.get_texts(), looks, strict=True):
-        text.set(color=colour, fontweight="bold", parse_math=False)
+    for text, look in zip(legend.get_texts(), looks, strict=True):
+        text.set(color=look.colour, fontweight="bold", parse_math=False)
 
 
 def _apart(heights: np.ndarray, starts: np.ndarray, gap: float = 0.06, width: float = 0.2) -> np.ndarray:

@@ -12,8 +12,11 @@ SERIES = (
     ("#5b4db1", "#a99cf5"),
     ("#7c4a21", "#c9a27a"),
     ("#0a8ea0", "#6fd8e6"),
+    ("#c01f4f", "#ff7d9c"),
+    ("#5d7a00", "#b3d44c"),
+    ("#8a2be2", "#d08bff"),
 )
-MARKERS = "osD^vPX*h"
+MARKERS = "osD^vPX*h<>p"  # one each
 INK, MUTED, GRID, BAND = ("#1f2329", "#e6e8eb"), ("#60676f", "#9aa3ad"), ("#e3e5e8", "#30363d"), ("#f1f3f5", "#20262d")
 PAGE = ("#fefefe", "#14181d")
 VARIABLES = {"page": PAGE, "ink": INK, "muted": MUTED, "grid": GRID, "band": BAND} | {
