@@ -7,7 +7,7 @@ light or dark; the PNG keeps the light ones.
 import io
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -131,12 +131,15 @@ def _by_label(comparison: Comparison) -> dict[str, list[Run]]:
     return {row.label: [run for run in comparison.runs if run.label == row.label] for row in comparison.rows}
 
 
+Dashes = Literal["-", "--", ":", "-."]
+
+
 class Look(NamedTuple):
     """How a method is drawn, everywhere alike."""
 
     colour: str
     marker: str
-    dashes: str
+    dashes: Dashes
 
 
 def look_of(comparison: Comparison, label: str) -> Look:
@@ -146,7 +149,8 @@ def look_of(comparison: Comparison, label: str) -> Look:
         position += 1
     again, other = divmod(max(position - 1, 0), len(SERIES) - 1)
     look = other + 1 if position else 0
-    return Look(SERIES[look][0], MARKERS[look], ("-", "--", ":", "-.")[again % 4])
+    dashes: tuple[Dashes, ...] = ("-", "--", ":", "-.")
+    return Look(SERIES[look][0], MARKERS[look], dashes[again % len(dashes)])
 
 
 def _per_step(comparison: Comparison, column: str, factor: float) -> Lines:
