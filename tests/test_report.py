@@ -14,7 +14,6 @@ from rundirs import METRIC, config, sgpo_run, stock_run, stock_step, validation,
 from sgpo_verl import report
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.report import units
-from sgpo_verl.report.comparison import compare
 from sgpo_verl.report.figures import look_of
 from sgpo_verl.report.headline import (
     Rule,
@@ -202,7 +201,7 @@ def test_many_methods_are_named_beside_the_axes(tmp_path):
 def test_no_two_methods_look_alike(tmp_path):
     names = [f"m{i}" for i in range(26)]
     runs = [load(sgpo_run(tmp_path / name, [0.2, 0.5], method=name)) for name in names]
-    for comparison in (compare(runs), compare([load(stock_run(tmp_path / "g", STEADY)), *runs])):
+    for comparison in (report.compare(runs), report.compare([load(stock_run(tmp_path / "g", STEADY)), *runs])):
         looks = {row.label: look_of(comparison, row.label) for row in comparison.rows}
         assert len(set(looks.values())) == len(comparison.rows) >= 26
         inked = [label for label, look in looks.items() if look.colour == SERIES[0][0]]

@@ -7,7 +7,7 @@ light or dark; the PNG keeps the light ones.
 import io
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import matplotlib
 import numpy as np
@@ -132,6 +132,7 @@ def _by_label(comparison: Comparison) -> dict[str, list[Run]]:
 
 
 Dashes = Literal["-", "--", ":", "-."]
+DASHES: tuple[Dashes, ...] = get_args(Dashes)
 
 
 class Look(NamedTuple):
@@ -144,13 +145,11 @@ class Look(NamedTuple):
 
 def look_of(comparison: Comparison, label: str) -> Look:
     """The first look is the baseline's alone and stays unused without one; when the others run out, lines are dashed."""
-    position = [row.label for row in comparison.rows].index(label)
-    if not comparison.baseline:
-        position += 1
-    again, other = divmod(max(position - 1, 0), len(SERIES) - 1)
-    look = other + 1 if position else 0
-    dashes: tuple[Dashes, ...] = ("-", "--", ":", "-.")
-    return Look(SERIES[look][0], MARKERS[look], dashes[again % len(dashes)])
+    if label == comparison.baseline:
+        return Look(SERIES[0][0], MARKERS[0], DASHES[0])
+    others = [row.label for row in comparison.rows if row.label != comparison.baseline]
+    again, look = divmod(others.index(label), len(SERIES) - 1)
+    return Look(SERIES[look + 1][0], MARKERS[look + 1], DASHES[again % len(DASHES)])
 
 
 def _per_step(comparison: Comparison, column: str, factor: float) -> Lines:
