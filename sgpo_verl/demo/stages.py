@@ -78,7 +78,7 @@ def stages(directory: Path, seed: int) -> list[Stage]:
         ),
         _table("plan", "plan the training", plan, directory / "plan.png"),
         _training("grpo", "GRPO", "train with stock GRPO", directory, seed, after=("base",)),
-        _training("sgpo", "sGPO, pruned", "train with sGPO", directory, seed, after=("base", "profile")),
+        _training("sgpo", "sGPO + prune", "train with sGPO", directory, seed, after=("base", "profile")),
         _table("report", "compare", ("report", f"{directory}/grpo", f"{directory}/sgpo", "--output", str(page)), page),
     ]
 
