@@ -80,7 +80,8 @@ def test_doctor_shows_the_exception_of_a_plugin_that_failed_to_load(broken_plugi
     assert process.returncode == 1
     lines = process.stdout.splitlines()
     assert any(line.startswith("✗ FAIL plugin") for line in lines)
-    assert any(line.startswith("– skip names in verl     the plugin has to load first") for line in lines)
+    for check in ("names in verl", "trainer modes"):
+        assert any(line.startswith(f"– skip {check:<17} the plugin has to load first") for line in lines)
     said = " ".join(process.stdout.split())
     assert "raised RuntimeError: the disk with the moon on it is gone" in said
     assert "register.py, line 1)" in said
@@ -107,4 +108,5 @@ def test_doctor_is_content_with_this_installation():
     process = python(code, VERL_PLATFORM="cpu")
     assert process.returncode == 0, process.stdout
     assert "FAIL" not in process.stdout
+    assert "✓ ok   trainer modes     sgpo_sync, sgpo_colocate_async, sgpo_separate_async" in process.stdout
     assert "✓ ok   seams             all " in process.stdout

@@ -106,7 +106,7 @@ def _examine(doctor: Doctor, arguments: Sequence[str], seams: Path | None) -> tu
     for title, checks in GROUPS:
         doctor.look_at(title, checks())
     if not arguments:  # seconds that a run, which is to be answered within ten, does not wait for
-        doctor.look_at("verl's source", plugin.seam_checks())
+        doctor.look_at("verl", [*plugin.trainer_checks(), *plugin.seam_checks()])
     code = FINE
     lines: list[str] = []
     if arguments and doctor.failed:

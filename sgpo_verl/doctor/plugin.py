@@ -22,6 +22,10 @@ def checks() -> Iterator[Check]:
     yield "Hydra", _groups
 
 
+def trainer_checks() -> Iterator[Check]:
+    yield "trainer modes", _modes
+
+
 def seam_checks(verl: Path | None = None) -> Iterator[Check]:
     """verl: a checkout; None: the installed one."""
     yield "seams", partial(_seams, verl)
@@ -55,20 +59,27 @@ def _plugin(_: None) -> str:
 
 
 def _registered(_: None) -> str:
-    """Import verl as a training process does, and look our names up."""
+    """Import what every check of a run needs of verl, and look our estimator up."""
+    _look_up("verl.trainer.ppo.core_algos", lambda algorithms: algorithms.get_adv_estimator_fn("sgpo"))
+    return "advantage estimator sgpo"
+
+
+def _modes(_: None) -> str:
+    """Import verl's trainers as a training process does, and look ours up."""
+    _look_up("verl.trainer.ppo.v1", lambda v1: [v1.get_trainer_cls(mode) for mode in TRAINER_MODES])
+    return ", ".join(TRAINER_MODES)
+
+
+def _look_up(module: str, action: Callable[[Any], Any]) -> None:
     try:
         _plugin(None)
     except SgpoError:
         raise Unseen("the plugin has to load first") from None
-    v1 = load("import verl.trainer.ppo.v1", lambda: importlib.import_module("verl.trainer.ppo.v1"))
-    algorithms = load("import core_algos", lambda: importlib.import_module("verl.trainer.ppo.core_algos"))
+    imported = load(f"import {module}", lambda: importlib.import_module(module))
     try:
-        for mode in TRAINER_MODES:
-            v1.get_trainer_cls(mode)
-        algorithms.get_adv_estimator_fn("sgpo")
+        action(imported)
     except ValueError as error:
         raise SgpoError(f"{' '.join(str(error).split())}: the plugin loads, but did not register", REINSTALL) from None
-    return f"trainer modes {', '.join(TRAINER_MODES)}; advantage estimator sgpo"
 
 
 def _groups(_: None) -> str:
