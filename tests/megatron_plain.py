@@ -8,7 +8,7 @@ import wrapt
 
 MEGATRON = "actor_rollout_ref.actor.megatron"
 FUSED = ("masked_softmax_fusion", "bias_activation_fusion", "apply_rope_fusion", "gradient_accumulation_fusion")
-TRANSFORMER = {"attention_backend": "unfused"} | dict.fromkeys(FUSED, False)
+TRANSFORMER = {"attention_backend": "unfused", "sequence_parallel": False} | dict.fromkeys(FUSED, False)
 SETTINGS = {
     "actor_rollout_ref.model.use_remove_padding": False,
     f"{MEGATRON}.use_remove_padding": False,

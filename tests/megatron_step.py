@@ -1,4 +1,4 @@
-"""Training steps of verl's Megatron engine in one process, without a GPU: ``python megatron_step.py SPEC OUT``.
+"""Training steps of verl's Megatron engine without a GPU: ``torchrun --nproc-per-node N megatron_step.py SPEC OUT``.
 
 SPEC (torch.save): "arguments" of a run on Megatron; "cases": name, rows as ``rig.rollouts`` makes them, settings under sgpo:,
 updates, loss_agg_mode, and whether micro-batches are cut by tokens. What the trainer does between sampling and the worker is
@@ -24,7 +24,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import response_from_nested
 
-from sgpo_verl.binding.rows import Rows
+from sgpo_verl.binding.rows import Rows, micro_batch_group
 from sgpo_verl.config import load_settings
 from sgpo_verl.minibatches import updates_of
 from sgpo_verl.run_config import compose
@@ -42,8 +42,8 @@ def build(config):
     return engine
 
 
-def arranged(given: list[dict], settings, updates: int, config) -> tuple[Rows, KVBatchMeta]:
-    """As ``SgpoTrainer._balance_batch`` on one rank; there are enough rows left out to fill up."""
+def arranged(given: list[dict], settings, ranks: int, updates: int, config) -> tuple[Rows, KVBatchMeta]:
+    """As ``SgpoTrainer._balance_batch``, rows in their order; there are enough of them left out to fill up."""
     tags = [{"seq_len": len(row["prompt"]) + len(row["response"])} for row in given]
     batch = KVBatchMeta(partition_id="train", keys=[row["key"] for row in given], tags=tags)
     rewards_N = np.array([row["reward"] for row in given])
@@ -58,8 +58,8 @@ def arranged(given: list[dict], settings, updates: int, config) -> tuple[Rows, K
     sessions = [row["key"].rpartition("_")[0] for row in given]
     rows = Rows.choose(batch, [sum(row["mask"]) for row in given], selection, sessions, config)
     updates = updates_of(len(rows.kept), updates)
-    rows.fill_up(updates)
-    rows.arrange(rows.kept, 1, updates)
+    rows.fill_up(ranks * updates * micro_batch_group(config))
+    rows.arrange(rows.kept, ranks, updates)
     return rows, rows.sized(rows.kept, config)
 
 
@@ -87,12 +87,14 @@ def tensors(given: list[dict], advantages: list[float]) -> TensorDict:
 
 
 def step(engine, case: dict, config) -> dict:
-    """Log-probs before the step, then its updates, on one rank."""
+    """Log-probs before the step, then its updates, on the block of rows of this process's data-parallel rank."""
     config.actor_rollout_ref.actor.loss_agg_mode = case["mode"]
     config.actor_rollout_ref.actor.use_dynamic_bsz = False  # for a size by number in any case
-    rows, batch = arranged(case["rows"], load_settings(case["settings"]), case["updates"], config)
+    ranks, rank = engine.get_data_parallel_size(), engine.get_data_parallel_rank()
+    rows, batch = arranged(case["rows"], load_settings(case["settings"]), ranks, case["updates"], config)
     by_key = {row["key"]: row for row in case["rows"]}
-    data = tensors([by_key[key] for key in batch.keys], rows.advantages_N(batch).tolist())
+    block = slice(rank * len(batch) // ranks, (rank + 1) * len(batch) // ranks)
+    data = tensors([by_key[key] for key in batch.keys[block]], rows.advantages_N(batch)[block].tolist())
     common = {
         "use_dynamic_bsz": case["dynamic"],
         "max_token_len_per_gpu": 40,
@@ -102,16 +104,17 @@ def step(engine, case: dict, config) -> dict:
     }
     tu.assign_non_tensor(data, **common)
     with engine.eval_mode():
-        known = engine.infer_batch(data)["model_output"]["log_probs"]
-    data["old_log_probs"] = response_from_nested(known, data["response_mask"])
+        known = engine.infer_batch(data).get("model_output")
+    if known:  # in the pipeline's last stage, where the loss is
+        data["old_log_probs"] = response_from_nested(known["log_probs"], data["response_mask"])
     loss = partial(ppo_loss, config=omega_conf_to_dataclass(config.actor_rollout_ref.actor))
-    cell = len(batch) // rows.updates
+    cell = len(data) // rows.updates
     micro_batches = []
     for update in range(rows.updates):
         part = tu.index_select_tensor_dict(data, list(range(update * cell, (update + 1) * cell)))
         tu.assign_non_tensor(part, **common)
         with engine.train_mode():
-            micro_batches.append(len(engine.train_batch(part, loss)["loss"]))
+            micro_batches.append(len(engine.train_batch(part, loss).get("loss", [])))
     return {
         **case,
         "keys": list(batch.keys),
@@ -132,7 +135,8 @@ def main(spec_file: str, out: str) -> None:
     for case in spec["cases"]:
         engine.bridge.load_weights(engine.module, path)
         done.append(step(engine, case, config))
-    torch.save({"start": start, "cases": done}, out)
+    if engine.is_mp_src_rank_with_outputs() and engine.get_data_parallel_rank() == 0:
+        torch.save({"start": start, "cases": done}, out)
 
 
 if __name__ == "__main__":

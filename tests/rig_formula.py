@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from rig import HORIZON, KL_COEFFICIENT, LEARNING_RATE
 
+torch.set_num_threads(1)  # matrices are small: two threads wait for each other, the longer the busier the machine
+
 
 def advantages(rows: list[dict]) -> dict[str, float]:
     """By key: (r - mean) / (std + 1e-6), 0 where a group's rewards are all equal."""

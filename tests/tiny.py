@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parent.parent
 ALPHABET = "0123456789=+"
 
 
-def make_model(folder: Path, layers: int = 2) -> Path:
+def make_model(folder: Path, layers: int = 2, tied: bool = True) -> Path:
     """A random Llama of width 64 over single characters, with tokenizer and chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -38,7 +38,7 @@ def make_model(folder: Path, layers: int = 2) -> Path:
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=64,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             eos_token_id=1,
             pad_token_id=0,
             bos_token_id=None,
