@@ -1,5 +1,7 @@
 """The ``sgpo`` command. Heavy imports wait inside the handlers, so that ``--help`` answers at once."""
 
+import errno
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -260,10 +262,18 @@ def doctor(
 
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bars and names, on a terminal that is not UTF-8
     try:
         app()
     except SgpoError as error:
         print(f"sgpo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        print(f"sgpo: standard output cannot be written ({error.strerror})", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,11 +6,12 @@ choice of parts (``parts.py``), each of which may be set on its own: an ablation
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from sgpo_verl.endpoints import base_url
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.parts import filled, misfits
 
@@ -57,6 +58,13 @@ class ProfileSettings(_Node):
     endpoint_model: str | None = Field(
         None, description="The model's name at the endpoints; null: the only one served."
     )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _addresses(cls, endpoints: list[str] | None) -> list[str] | None:
+        for url in endpoints or []:
+            base_url(url)
+        return endpoints
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProfileSettings":
@@ -120,7 +128,9 @@ class CurriculumSettings(_Node):
         ge=1,
         description="Passes over a phase's prompts, where trainer.total_training_steps is null; null: trainer.total_epochs.",
     )
-    steps: list[int] | None = Field(None, description="Steps of each phase, easy to hard, for until=steps.")
+    steps: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, min_length=1, description="Steps of each phase, easy to hard, for until=steps."
+    )
     window: int = Field(5, ge=1, description="until=plateau: steps averaged on either side of the comparison.")
     min_gain: float = Field(0.01, description="until=plateau: a phase ends when its mean reward gained less than this.")
     custom: CustomSettings = CustomSettings()
@@ -194,7 +204,7 @@ class PosteriorSettings(_Node):
     )
     memory: float = Field(0.7, ge=0, le=1, description="Share of the old evidence that stays when new comes.")
     strength: float = Field(
-        4.0, gt=0, description="advantage=posterior or rare: a + b are scaled down to this at most."
+        4.0, ge=1e-6, description="advantage=posterior or rare: a + b are scaled down to this at most."
     )
     temperature: float = Field(
         0.05, ge=0, description="Noise in the choice of prompts, beyond a draw from the posterior."
@@ -214,7 +224,10 @@ class BatchSettings(_Node):
         "rollouts", description="rollouts: an exact number of rollouts; prompts: data.train_batch_size prompts."
     )
     rollouts: int | None = Field(
-        None, ge=1, description="Rollouts per step; null: data.train_batch_size x actor_rollout_ref.rollout.n."
+        None,
+        ge=1,
+        lt=2**31,
+        description="Rollouts per step; null: data.train_batch_size x actor_rollout_ref.rollout.n.",
     )
 
 

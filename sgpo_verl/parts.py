@@ -60,8 +60,8 @@ def misfits(settings: "Settings") -> list[tuple[bool, str]]:
             f"filter=mixed fills a step up group by group, all of one size: it needs allocation=uniform, not {allocation}",
         ),
         (
-            allocation == "posterior" and advantage == "grpo" and settings.group_size.min < 2,
-            "group_size.min=1 with allocation=posterior and advantage=grpo: a group of one is never mixed; use 2 or more",
+            allocation in ("profile", "posterior") and advantage == "grpo" and settings.group_size.min < 2,
+            f"group_size.min=1 with allocation={allocation} and advantage=grpo: a group of one is never mixed; use 2 or more",
         ),
         (
             order == "greso" and allocation == "profile",

@@ -57,7 +57,10 @@ def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     if on_the_way:
         console.print(f"{made.plan.settings.method} {ON_THE_WAY}", style="yellow")
         return
-    if (steps := made.plan.numbers.total_training_steps) is not None:
+    prompts, batch = len(made.profile), made.plan.numbers.train_batch_size
+    if prompts < batch:
+        console.print(f"Stock GRPO would not start: {prompts} prompts do not fill one step of {batch}.", style="yellow")
+    elif (steps := made.plan.numbers.total_training_steps) is not None:
         console.print(
             f"Both are set to {steps} steps (trainer.total_training_steps): the forecast is of whole runs; what "
             "it takes to reach the same accuracy, only training shows.",
@@ -130,8 +133,10 @@ def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
         rows += [("FLOPs per rollout in a mixed group", "flops_per_teaching_rollout")]
     for label, name in rows:
         a, b = getattr(stock, name), getattr(ours, name)
-        table.add_row(label, _number(a), _number(b), f"{a / b:.2f}x" if a and b else "")
-    table.add_row("groups expected to be mixed", f"{stock.mixed:.0%}", f"{ours.mixed:.0%}", "")
+        table.add_row(
+            label, _number(a) if stock.steps else "", _number(b), f"{a / b:.2f}x" if stock.steps and a and b else ""
+        )
+    table.add_row("groups expected to be mixed", f"{stock.mixed:.0%}" if stock.steps else "", f"{ours.mixed:.0%}", "")
     return table
 
 

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 FAILURE = pa.field("failure", pa.string())
+JSON_LINES = (".jsonl", ".json")  # read as another tool's; what we write is parquet
 FORMAT_VERSION = 1
 
 
@@ -180,16 +181,17 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
 
 def check_writable(path: str | Path) -> None:
     """Find out before the samples are paid for that ``save_profile`` can write there. Raises SgpoError."""
-    path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise SgpoError(f"{path}: is a folder or a device; name a file for the profile")
-    with _temporary_beside(path) as temporary:
+    with _temporary_beside(Path(path)) as temporary:
         temporary.touch()
 
 
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
-    """A file to write to in the folder of ``path``, gone afterwards. Raises SgpoError if nothing can be written there."""
+    """A file to write to in the folder of ``path``, gone afterwards. Raises SgpoError if no profile can be written there."""
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
+        raise SgpoError(f"{path}: is a folder or a device; name a file for the profile")
+    if path.suffix in JSON_LINES:
+        raise SgpoError(f"{path}: a profile is written as parquet; name it {path.with_suffix('.parquet')}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,9 +209,11 @@ def load_profile(path: str | Path) -> Profile:
     Raises SgpoError naming the file, and the column or row that is wrong.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise SgpoError(f"{path}: is a folder; name the profile's file")
     if not os.path.isfile(path):
         raise SgpoError(f"{path}: no such profile; make it with `sgpo profile <training overrides> -o {path}`")
-    if path.suffix in (".jsonl", ".json"):
+    if path.suffix in JSON_LINES:
         return _plain(path, None)
     try:
         table = pq.read_table(path, page_checksum_verification=True)

@@ -88,9 +88,9 @@ def steps_of_passes(phase: Phase, rollouts: int, passes: int) -> int:
 
 def _given_steps(steps: Sequence[int], phase_list: Sequence[Phase], total: int | None) -> list[int]:
     sizes = [p.group_size for p in phase_list]
-    if len(steps) != len(sizes) or min(steps, default=0) < 1:
+    if len(steps) != len(sizes):
         raise SgpoError(
-            f"sgpo.curriculum.steps={list(steps)}: needs one positive number for each of the {len(sizes)} phases "
+            f"sgpo.curriculum.steps={list(steps)}: needs one number for each of the {len(sizes)} phases "
             f"(group sizes {sizes})"
         )
     if total is not None and total != sum(steps):

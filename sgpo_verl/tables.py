@@ -24,12 +24,18 @@ TEXTS = ("prompt_key", "data_source")
 def to_frame(table: pa.Table, schema: pa.Schema, path: Path) -> pd.DataFrame:
     """The columns of ``schema``; texts stay in Arrow's memory, data_source is a category.
 
-    Raises SgpoError naming the file if a column has another type.
+    Raises SgpoError naming the file and the column that has another type, or is not UTF-8.
     """
-    try:
-        table = table.select(schema.names).cast(schema)
-    except (pa.ArrowException, ValueError) as error:
-        raise SgpoError(f"{path}: a column has the wrong type ({str(error).splitlines()[0]})") from None
+    columns = []
+    for field in schema:
+        try:
+            column = table.column(field.name).cast(field.type)
+            column.validate(full=True)
+        except (pa.ArrowException, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SgpoError(f"{path}: column {field.name} has the wrong type ({reason})") from None
+        columns.append(column)
+    table = pa.table(columns, schema=schema)
     place = schema.names.index("data_source")
     table = table.set_column(place, "data_source", table.column(place).dictionary_encode())
     return table.to_pandas(types_mapper={pa.string(): TEXT}.get, split_blocks=True, self_destruct=True)
@@ -92,7 +98,8 @@ def _index_keys(table: pa.Table, path: Path) -> pa.ChunkedArray:
         source = table["data_source"].cast(pa.string()) if "data_source" in table.column_names else ""
         return pc.binary_join_element_wise(source, index, ":")
     except (pa.ArrowException, ValueError) as error:
-        raise SgpoError(f"{path}: a column has the wrong type ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise SgpoError(f"{path}: column index or data_source has the wrong type ({reason})") from None
 
 
 def check_rows(frame: pd.DataFrame, path: Path) -> None:

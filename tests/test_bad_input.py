@@ -166,6 +166,16 @@ def test_columns_that_are_not_as_verl_has_them_are_named(folder, profiled, tmp_p
         start(folder, **more)
 
 
+def test_a_prompt_that_is_null_in_a_later_row_is_named(folder, profiled, tmp_path):
+    data = tmp_path / "train.parquet"
+    frame = pd.read_parquet(folder / "train.parquet")
+    frame.at[5, "prompt"] = None
+    frame.to_parquet(data)
+    more = {"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True}
+    with pytest.raises(SgpoError, match="row 5: the prompt is None, not a list of messages"):
+        start(folder, **{**more, "data.filter_overlong_prompts": False})
+
+
 def test_profiling_finds_out_before_it_samples_that_it_cannot_write(folder, tmp_path, monkeypatch):
     from sgpo_verl.binding import profile_command
 
@@ -174,6 +184,8 @@ def test_profiling_finds_out_before_it_samples_that_it_cannot_write(folder, tmp_
     for output in (tmp_path / "file" / "p.parquet", "/proc/p.parquet"):
         with pytest.raises(SgpoError, match="cannot write the profile"):
             profile_command.run(compose(arguments(folder)), Path(output), force=True)
+    with pytest.raises(SgpoError, match=r"p\.jsonl: a profile is written as parquet; name it .*p\.parquet"):
+        profile_command.run(compose(arguments(folder)), tmp_path / "p.jsonl")
 
 
 def test_a_model_that_cannot_be_loaded_is_named_before_anything_is_sampled(folder, tmp_path):

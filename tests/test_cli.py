@@ -1,5 +1,7 @@
 """The command line: help for every command, and bad input in one line with exit code 2."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +78,7 @@ def there(tmp_path, monkeypatch):
     [
         ("plan none.parquet", "none.parquet: no such profile"),
         ("plan broken.parquet", "broken.parquet: not a readable parquet file"),
-        ("plan run", "run: no such profile"),
+        ("plan run", "run: is a folder; name the profile's file"),
         ("plan p.parquet --config-name nowhere", "nowhere"),
         ("plan p.parquet --config-dir nowhere", "--config-dir nowhere: no such folder"),
         ("plan p.parquet --config-dir", "--config-dir: needs a value"),
@@ -97,6 +99,9 @@ def there(tmp_path, monkeypatch):
         ("plan p.parquet --plot plan.jpg", "--plot plan.jpg: must be a .png file"),
         ("report none -o report.html", "none"),
         ("report run -o report.html", "run"),
+        ("profile merge p.parquet -o sum.jsonl", "sum.jsonl: a profile is written as parquet; name it sum.parquet"),
+        ("profile merge p.parquet -o .", ".: is a folder or a device"),
+        ("profile merge p.parquet -o /dev/null", "/dev/null: is a folder or a device"),
         ("profile data.trian_files=x", "data.trian_files"),
         ("profile --verbose", "--verbose: unknown option"),
     ],
@@ -108,6 +113,31 @@ def test_bad_input_is_one_line_with_exit_code_2_and_nothing_is_written(sgpo, the
     assert len(err.splitlines()) == 1
     assert words in err
     assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_plan_is_shown_where_stock_grpo_could_not_start(sgpo, there):
+    code, out, _ = sgpo("plan", "p.parquet", "data.train_batch_size=512", "+sgpo=paper")
+    shown = " ".join(out.split())
+    assert code == 0
+    assert "Stock GRPO would not start: 4 prompts do not fill one step of 512." in shown
+    assert "inf" not in shown
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("latin-1", "?")])
+def test_what_a_terminal_cannot_show_is_a_question_mark(there, encoding, bar):
+    command = [sys.executable, "-m", "sgpo_verl.cli", "plan", "p.parquet"]
+    shown = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=True)
+    assert 20 * bar in shown.stdout.decode(encoding)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_full_disk_is_one_line(there):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sgpo_verl.cli", "profile", "show", "p.parquet"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sgpo: standard output cannot be written (")
+    assert "Traceback" not in done.stderr
 
 
 def test_profiles_are_merged_and_shown(sgpo, tmp_path):
@@ -138,7 +168,7 @@ def test_failures_are_shown_with_their_reasons(sgpo, tmp_path):
         (["merge", "p.parquet", "p.parquet", "-o", "sum.parquet"], "p.parquet and p.parquet: both "),
         (["merge", "p.parquet", "none.parquet", "-o", "sum.parquet"], "none.parquet: no such profile"),
         (["show", "broken.parquet"], "broken.parquet: not a readable parquet file"),
-        (["merge", "p.parquet", "-o", "run"], "run: cannot write the profile"),
+        (["merge", "p.parquet", "-o", "run"], "run: is a folder or a device; name a file for the profile"),
     ],
 )
 def test_bad_profiles_are_one_line(sgpo, there, arguments, message):

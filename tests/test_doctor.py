@@ -108,6 +108,22 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
         {**NO_PROFILE, "+sgpo": "prune", "actor_rollout_ref.rollout.n": 1},
         "actor_rollout_ref.rollout.n=1: a group of one has no advantage",
     ),
+    "groups of one, of what the profile solves often": (
+        {**NO_PROFILE, "sgpo.group_size.min": 1},
+        "group_size.min=1 with allocation=profile and advantage=grpo: a group of one is never mixed",
+    ),
+    "a profile of one sample": (
+        {**NO_PROFILE, "sgpo.profile.n": 1},
+        "no prompt to train on: of 2, 1 are trivial (pass rate above sgpo.filter.max_pass_rate=0.75) and 1 were never solved",
+    ),
+    "phases of no steps": (
+        {**NO_PROFILE, "sgpo.curriculum.until": "steps", "sgpo.curriculum.steps": "[3,0]"},
+        "sgpo.curriculum.steps.1=0: Input should be greater than or equal to 1",
+    ),
+    "an endpoint that is no address": (
+        {**NO_PROFILE, "sgpo.profile.endpoints": "[localhost]"},
+        "sgpo.profile.endpoints: 'localhost' is not an address such as http://host:8000/v1",
+    ),
     "no step's worth of data": (
         {**NO_PROFILE, "+sgpo": "prune", "data.train_batch_size": 64},
         "data.train_files: its 48 prompts do not fill one step of 64: lower data.train_batch_size",
@@ -244,6 +260,34 @@ MISTAKES = {  # what is changed (paths are in the folder of broken files) -> the
     "a loss nobody knows": (
         {"actor_rollout_ref.actor.policy_loss.loss_mode": "vanila"},
         "actor_rollout_ref.actor.policy_loss.loss_mode=vanila: verl does not know it",
+    ),
+    "an engine nobody samples with": (
+        {"actor_rollout_ref.rollout.name": "vlm"},
+        "actor_rollout_ref.rollout.name=vlm: verl does not know it (ValueError: Unknown rollout mode: vlm.",
+    ),
+    "an engine nobody trains with": (
+        {"actor_rollout_ref.actor.strategy": "fsdp3"},
+        "actor_rollout_ref.actor.strategy=fsdp3: verl does not know it (ValueError: known are fsdp, fsdp2,",
+    ),
+    "a learning rate that is no number": (
+        {"actor_rollout_ref.actor.optim.lr": "1e-6x"},
+        "actor_rollout_ref.actor.optim.lr=1e-6x: must be a number, 0 or more",
+    ),
+    "a temperature of nothing": (
+        {"actor_rollout_ref.rollout.temperature": 0},
+        "actor_rollout_ref.rollout.temperature=0: must be a number above 0",
+    ),
+    "no answers to validate": (
+        {"actor_rollout_ref.rollout.val_kwargs.n": 0},
+        "actor_rollout_ref.rollout.val_kwargs.n=0: must be a positive integer",
+    ),
+    "more memory than there is": (
+        {"actor_rollout_ref.rollout.gpu_memory_utilization": 7},
+        "actor_rollout_ref.rollout.gpu_memory_utilization=7: must be a share above 0, 1 at most",
+    ),
+    "checkpoints at no time": (
+        {"trainer.save_freq": "null"},
+        "trainer.save_freq=null: must be an integer, -1 for never",
     ),
     "a logger nobody knows": ({"trainer.logger": "[file,wandbb]"}, "trainer.logger=wandbb: verl knows wandb, mlflow"),
     "a way of resuming nobody knows": (

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from sgpo_verl.binding import fleet
 from sgpo_verl.binding.fleet import Fleet, PromptFailed, http_session, openai_dialect, served_model, sglang_dialect
-from sgpo_verl.binding.sources import endpoint_url
+from sgpo_verl.config import load_settings
+from sgpo_verl.endpoints import base_url
 from sgpo_verl.errors import SgpoError
 
 PARAMETERS = {"temperature": 1.0, "top_k": -1}
@@ -222,10 +223,12 @@ def test_an_address_without_a_server_is_named():
     "text", ["http://host:8000", "http://host:8000/", "http://host:8000/v1", "http://host:8000/v1/"]
 )
 def test_an_address_may_end_in_v1_or_not(text):
-    assert endpoint_url(text) == "http://host:8000"
+    assert base_url(text) == "http://host:8000"
 
 
 @pytest.mark.parametrize("text", ["host:8000", "ftp://host", "http://", "http://host:port", ""])
 def test_what_is_no_address_is_refused_by_name(text):
-    with pytest.raises(SgpoError, match=r"sgpo\.profile\.endpoints=.*: not an address such as"):
-        endpoint_url(text)
+    with pytest.raises(
+        SgpoError, match=r"^sgpo\.profile\.endpoints: .* is not an address such as http://host:8000/v1$"
+    ):
+        load_settings({"profile": {"endpoints": ["http://good", text]}})

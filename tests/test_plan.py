@@ -100,8 +100,12 @@ def test_given_steps_are_taken():
     ("settings", "numbers", "message"),
     [
         ({"curriculum": {"until": "steps", "steps": [5, 6]}}, {}, r"sgpo\.curriculum\.steps=\[5, 6\].*3 phases"),
-        ({"curriculum": {"until": "steps", "steps": []}}, {}, r"sgpo\.curriculum\.steps=\[\].*3 phases"),
-        ({"curriculum": {"until": "steps", "steps": [5, 0, 1]}}, {}, r"sgpo\.curriculum\.steps=\[5, 0, 1\].*positive"),
+        ({"curriculum": {"until": "steps", "steps": []}}, {}, r"sgpo\.curriculum\.steps=\[\]: List should have"),
+        (
+            {"curriculum": {"until": "steps", "steps": [5, 0, 1]}},
+            {},
+            r"sgpo\.curriculum\.steps\.1=0: Input should be greater",
+        ),
         (
             {"curriculum": {"until": "steps", "steps": [1, 1, 1]}},
             {"total_training_steps": 4},

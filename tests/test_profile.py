@@ -205,9 +205,10 @@ def test_metadata_of_a_later_minor_version_is_read(tmp_path):
 
 
 def test_no_file_says_how_to_make_one(tmp_path):
-    for path in (tmp_path / "none.parquet", tmp_path):
-        with pytest.raises(SgpoError, match=r"no such profile; make it with `sgpo profile"):
-            load_profile(path)
+    with pytest.raises(SgpoError, match=r"no such profile; make it with `sgpo profile"):
+        load_profile(tmp_path / "none.parquet")
+    with pytest.raises(SgpoError, match=r"is a folder; name the profile's file"):
+        load_profile(tmp_path)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -323,9 +324,9 @@ def test_a_plain_table_with_sources_or_keys_has_their_keys(tmp_path):
         ([{"trials": 8, "successes": 1}], r"lacks the column\(s\) prompt_key or index"),
         ([{"index": 1, "trials": 8, "successes": 9}], r"row 0 \(:1\): successes is missing or not between"),
         ([{"index": 1, "trials": 8, "successes": 1}] * 2, r"row 1 \(:1\): prompt_key is there twice"),
-        ([{"index": "one", "trials": 8, "successes": 1}], "a column has the wrong type"),
-        ([{"index": 1, "trials": 8.5, "successes": 1}], "a column has the wrong type"),
-        ([{"index": 1, "trials": "x", "successes": 1}], "a column has the wrong type"),
+        ([{"index": "one", "trials": 8, "successes": 1}], "column index or data_source has the wrong type"),
+        ([{"index": 1, "trials": 8.5, "successes": 1}], r"column trials has the wrong type \("),
+        ([{"index": 1, "trials": "x", "successes": 1}], r"column trials has the wrong type \("),
         ([{"index": None, "trials": 8, "successes": 1}], "row 0 .*missing"),
         ([{"index": 1, "trials": None, "successes": 1}], "row 0 .*trials is missing"),
         ([{"index": 1, "trials": 0, "successes": 0}], "no prompt has any trials"),
@@ -335,6 +336,12 @@ def test_a_plain_table_with_sources_or_keys_has_their_keys(tmp_path):
 def test_a_bad_plain_table_is_named(tmp_path, name, rows, message):
     with pytest.raises(SgpoError, match=rf"p\.\w+: {message}"):
         load_profile(plain_file(tmp_path / name, rows))
+
+
+def test_a_key_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt_key": "caf\xe9", "trials": 8, "successes": 1}\n')
+    with pytest.raises(SgpoError, match=r"p\.jsonl: column prompt_key has the wrong type \(.*UTF8"):
+        load_profile(tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "not json", '{"index": 1}\n[2]', "\x00"])

@@ -389,6 +389,15 @@ def test_a_folder_is_no_page_and_nothing_is_left(tmp_path, monkeypatch, place):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_log_is_not_overwritten_by_the_page_that_is_made_of_it(tmp_path):
+    run = load_run(stock_run(tmp_path / "r", [0.2, 0.3]))
+    log = next((tmp_path / "r").rglob("*.jsonl"))
+    before = log.read_bytes()
+    with pytest.raises(SgpoError, match=r"jsonl: the report is a page - name an \.html file"):
+        report.write([run], log)
+    assert log.read_bytes() == before
+
+
 def test_a_figure_that_cannot_be_written_leaves_no_temporary_file(tmp_path):
     run = load_run(stock_run(tmp_path / "r", [0.2, 0.3]))
     (tmp_path / "o_files" / "accuracy_flops.png").mkdir(parents=True)

@@ -2,8 +2,8 @@
 
 import json
 import types
-from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -69,13 +69,16 @@ def _yaml(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    bounds = [
+    return ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+
+
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    return [
         f"{word} {getattr(item, sign)}"
-        for item in field.metadata
+        for item in metadata
         for sign, word in SIGNS
         if getattr(item, sign, None) is not None
     ]
-    return ", ".join([_type(field.annotation), *bounds])
 
 
 def _type(annotation: Any) -> str:
@@ -83,6 +86,9 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_type(item) for item in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        inner, bounded = get_args(annotation)
+        return " ".join([_type(inner), *_bounds(bounded.metadata)])
     if get_origin(annotation) is list:
         return f"list of {_type(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:

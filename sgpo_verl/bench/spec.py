@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
 
 from sgpo_verl.errors import SgpoError
 
@@ -107,10 +109,10 @@ class Spec(_Node):
 def load_spec(path: Path) -> Spec:
     """The file, checked. Raises SgpoError naming file, key and the way out."""
     try:
-        node = yaml.safe_load(path.read_text())
+        node = OmegaConf.to_container(OmegaConf.load(path))  # refuses a key that is there twice
     except FileNotFoundError:
         raise SgpoError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise SgpoError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(node, dict):
         raise SgpoError(f"{path}: must be a mapping with {', '.join(Spec.model_fields)}")

@@ -67,7 +67,8 @@ def _identify_columns(frame: datasets.Dataset, prompt_key: str) -> Prompts | Non
     numbers = pa.types.is_integer(index) and not pa.types.is_uint64(index)
     chats = pa.types.is_list(messages) and pa.types.is_struct(messages.value_type)
     truth = "reward_model" not in schema.names or pa.types.is_struct(schema.field("reward_model").type)
-    if not (texts and numbers and chats and truth):
+    # Of a filtered data set, the column holds the rows that are left out too: no harm, row by row is slower only.
+    if not (texts and numbers and chats and truth) or frame.data.column(prompt_key).null_count:
         return None  # row by row, for the error that names the row
     # In parts, compacted: of a filtered data set, datasets hands out chunks of one row, hundreds of bytes each.
     parts = frame.select_columns(["data_source", "extra_info"]).with_format("arrow").iter(ROWS_AT_ONCE)

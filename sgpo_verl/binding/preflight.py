@@ -25,6 +25,7 @@ from sgpo_verl.checks.findings import Check, Finding, examine
 from sgpo_verl.checks.model import check_model
 from sgpo_verl.checks.output import check_output
 from sgpo_verl.checks.profile import check_profile, check_to_be_profiled
+from sgpo_verl.checks.values import check_values
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import check_supported, settings_of, value_at
 
@@ -87,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
     ("method", check_method),
     ("devices", check_devices),
     ("batch", check_batch),
+    ("values", check_values),
     ("verl's own checks", check_verls),
     ("data", check_data),
     ("model", check_model),

@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from urllib.parse import urlsplit
 
 import ray
 from omegaconf import DictConfig
@@ -20,6 +19,7 @@ from sgpo_verl.binding.samplers import AgentLoopSampler, CompletionsSampler, Sam
 from sgpo_verl.binding.scoring import Scorer
 from sgpo_verl.binding.servers import Replicas, reward_workers, standalone_servers
 from sgpo_verl.config import Settings
+from sgpo_verl.endpoints import base_url
 from sgpo_verl.errors import SgpoError
 
 logger = logging.getLogger("sgpo_verl")
@@ -44,7 +44,7 @@ def sampler_for(
     """Start the processes that ``kind`` ("completions" or "agent_loop") needs; yields how to open the sampler."""
     with reward_workers(config) as rewards:
         if settings.profile.endpoints:
-            urls = [endpoint_url(url) for url in settings.profile.endpoints]
+            urls = [base_url(url) for url in settings.profile.endpoints]
             yield partial(completions, urls, rewards, config, tokenizer, settings)
             return
         with standalone_servers(config) as replicas:
@@ -132,15 +132,3 @@ def _warn_of_another_model(url: str, served: dict, path: str) -> None:
     root = str(served.get("root") or path)
     if os.path.basename(root.rstrip("/")) != os.path.basename(path.rstrip("/")):
         logger.warning("sgpo: %s serves %s, and actor_rollout_ref.model.path=%s will be trained", url, root, path)
-
-
-def endpoint_url(text: str) -> str:
-    """ "http://host:8000", whichever way it was given (with /v1, with a slash). Raises SgpoError if it is no such address."""
-    try:
-        parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        good = False
-    if not good:
-        raise SgpoError(f"sgpo.profile.endpoints={text}: not an address such as http://host:8000/v1")
-    return text.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -23,6 +23,15 @@ from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import group_at, value_at
 
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
+STRATEGIES = {
+    "fsdp": "torch",
+    "fsdp2": "torch",
+    "fsdp_turbo": "torch",
+    "megatron": "megatron.core",
+    "veomni": "veomni",
+    "torchtitan": "torchtitan",
+    "automodel": "nemo_automodel",
+}
 
 
 def check_verls(config: Mapping[str, Any]) -> str:
@@ -110,15 +119,37 @@ def check_loads(config: Mapping[str, Any]) -> str:
 
 
 def check_engines(config: Mapping[str, Any]) -> str:
-    """What samples and what trains, if it is installed here. Raises Doubt if not: another machine may have it."""
+    """What samples and what trains, if it is installed here. Raises Doubt if not: another machine may have it; SgpoError
+    if verl does not know it."""
     name = value_at(config, "actor_rollout_ref.rollout.name")
-    wanted = {f"actor_rollout_ref.rollout.name={name}": ENGINES.get(name)}
-    if value_at(config, "actor_rollout_ref.actor.strategy") == "megatron":
-        wanted["actor_rollout_ref.actor.strategy=megatron"] = "megatron.core"
-    for key, package in wanted.items():
-        if package and not _installed(package):
-            raise Doubt(f"{key}: {package} is not installed here", "it must be where the run trains")
-    return ", ".join(package for package in wanted.values() if package) or "left to verl"
+    strategy = value_at(config, "actor_rollout_ref.actor.strategy")
+    wanted = {
+        f"actor_rollout_ref.rollout.name={name}": (name, ENGINES, _look_up_rollout),
+        f"actor_rollout_ref.actor.strategy={strategy}": (strategy, STRATEGIES, _look_up_strategy),
+    }
+    for key, (value, known, look_up) in wanted.items():
+        if value not in known:
+            with named(f"{key}: verl does not know it"):
+                look_up(value)
+        elif not _installed(known[value]):
+            raise Doubt(f"{key}: {known[value]} is not installed here", "it must be where the run trains")
+    return f"{name} samples, {strategy} trains"
+
+
+def _look_up_rollout(name: Any) -> None:
+    """Raises for a name that nobody has registered, those of verl's own aside."""
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    RolloutReplicaRegistry.get(name)
+
+
+def _look_up_strategy(name: Any) -> None:
+    """The same, of what trains; whatever device it is for."""
+    from verl.workers.engine.base import EngineRegistry  # takes two seconds
+
+    registered = EngineRegistry._engines["language_model"]
+    if name not in registered:
+        raise ValueError(f"known are {', '.join({**STRATEGIES, **registered})}")
 
 
 def _installed(module: str) -> bool:

@@ -42,16 +42,17 @@ def check_batch(config: Mapping[str, Any]) -> str:
     return f"{first}; {cut}{filled}; {pieces}"
 
 
-def rehearse(settings: Settings, numbers: RunNumbers, prompts: int | None = None) -> None:
+def rehearse(settings: Settings, numbers: RunNumbers, prompts: int | None = None, trials: int = 64) -> None:
     """A plan of prompts of every pass rate, so that what contradicts itself is found before there is a profile.
 
-    prompts: of the data set, if known. Raises SgpoError as the plan of the run itself would.
+    prompts: of the data set, if known. trials: of each prompt, and so how many pass rates there are.
+
+    Raises SgpoError as the plan of the run itself would.
     """
     if as_stock(settings):
         count = prompts or numbers.train_batch_size * max(1, numbers.rollout_n)
         plan_without_profile([str(i) for i in range(count)], settings, numbers)
         return
-    trials = 64
     known = {"trials": trials, "prompt_tokens": 1, "response_tokens_mean": 1.0, "reward_mean": 0.5, "index": -1}
     table = pd.DataFrame({"prompt_key": [str(i) for i in range(trials + 1)], "successes": range(trials + 1), **known})
     table = table.assign(data_source="").astype({"successes": "int32", "trials": "int32"})

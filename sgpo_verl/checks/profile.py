@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgpo_verl.checks.batch import rehearse
 from sgpo_verl.checks.findings import Doubt
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.plan import ProfiledPlan, make_plan
@@ -37,13 +38,18 @@ def check_profile(config: Mapping[str, Any]) -> str:
     if not settings.needs_profile:
         return "none is needed"
     check_profilable(config)
+    if not settings.profile.adaptive:
+        rehearse(settings, numbers_of(config), trials=settings.profile.n)
     return f"made before the first step: {settings.profile.n} samples of every prompt, in {own_profile_path(config)}"
 
 
 def check_to_be_profiled(config: Mapping[str, Any]) -> str:
     """Whether a profile can be made, whatever there is already."""
-    numbers_of(config)
+    numbers = numbers_of(config)
     check_profilable(config)
+    settings = settings_of(config)
+    if settings.needs_profile and not settings.profile.adaptive:
+        rehearse(settings, numbers, trials=settings.profile.n)
     return f"{settings_of(config).profile.n} samples of every prompt"
 
 

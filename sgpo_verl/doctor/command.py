@@ -1,7 +1,6 @@
 """Runs the checks and shows what they found. Exit codes: 0 all fine, warnings aside; 1 a check failed; 2 bad input."""
 
 import contextlib
-import io
 import os
 import sys
 import warnings
@@ -88,8 +87,6 @@ def run(arguments: Sequence[str], as_json: bool = False, seams: Path | None = No
     os.environ.setdefault("VERL_LOGGING_LEVEL", "ERROR")
     warnings.simplefilter("ignore")
     output = sys.stdout
-    if isinstance(output, io.TextIOWrapper):
-        output.reconfigure(errors="replace")  # marks and paths, on a terminal that is not UTF-8
     doctor = Doctor(None if as_json else Console(file=output, highlight=False))
     with contextlib.redirect_stdout(sys.stderr):  # what verl and others print on being imported
         code, lines = _examine(doctor, arguments, seams)

@@ -34,8 +34,10 @@ def write(
     from sgpo_verl.report.figures import pictures
 
     out_html = Path(out_html)
-    if not out_html.name or (os.path.exists(out_html) and not os.path.isfile(out_html)):
+    if os.path.exists(out_html) and not os.path.isfile(out_html):
         raise SgpoError(f"-o {out_html}: is a folder or a device - name a file, such as report.html")
+    if out_html.suffix not in (".html", ".htm"):  # among the logs that it was made from, say
+        raise SgpoError(f"-o {out_html}: the report is a page - name an .html file, such as report.html")
     comparison = compare(runs, metric, baseline, notes)
     drawn = pictures(comparison)
     files = {out_html: render(comparison, drawn).encode(errors="replace")}

@@ -140,7 +140,8 @@ class RunConfig:
 
         self.path = path
         if not path.is_file():
-            raise SgpoError(f"{path}: no such file - a run directory is Hydra's output directory (hydra.run.dir)")
+            missing = "a folder, not a file" if path.is_dir() else "no such file"
+            raise SgpoError(f"{path}: {missing} - a run directory is Hydra's output directory (hydra.run.dir)")
         try:
             self.config = OmegaConf.load(path)
             if not OmegaConf.is_dict(self.config):
