@@ -5,7 +5,7 @@
 
 Without Transformer Engine, Megatron runs on its own plain layers (megatron_plain.py).
 
-A random Llama of 0.1M parameters is made on the spot, with 48 prompts and a profile for groups of 2, 4 and 8. Group sizes
+A random Llama of 0.2M parameters is made on the spot, with 48 prompts and a profile for groups of 2, 4 and 8. Group sizes
 are read from verl's own rollout dump (trainer.rollout_data_dir: one JSON line per rollout, its uid begins with its group's)
 and held against the plan. Exit status 1 if a line of the table is not as it must be.
 """
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("more", nargs="*", help="further overrides, key=value, for every run")
     asked = parser.parse_args()
     folder = asked.out.resolve()
-    tiny.make_model(folder / "model")
+    tiny.make_model(folder / "model", layers=4, tied=False)  # which Megatron can cut into stages, interleaved too
     tiny.make_data(folder / "train.parquet", 48)
     tiny.make_data(folder / "val.parquet", 8, seed=1)
     tiny.make_reward(folder / "reward.py")

@@ -115,14 +115,6 @@ def test_bad_input_is_one_line_with_exit_code_2_and_nothing_is_written(sgpo, the
     assert sorted(tmp_path.iterdir()) == there
 
 
-def test_a_plan_is_shown_where_stock_grpo_could_not_start(sgpo, there):
-    code, out, _ = sgpo("plan", "p.parquet", "data.train_batch_size=512", "+sgpo=paper")
-    shown = " ".join(out.split())
-    assert code == 0
-    assert "Stock GRPO would not start: 4 prompts do not fill one step of 512." in shown
-    assert "inf" not in shown
-
-
 @pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("latin-1", "?")])
 def test_what_a_terminal_cannot_show_is_a_question_mark(there, encoding, bar):
     command = [sys.executable, "-m", "sgpo_verl.cli", "plan", "p.parquet"]

@@ -79,9 +79,10 @@ def test_without_the_model_there_are_no_flops_and_a_way_to_get_them(shown):
     assert advice == "FLOPs need the model: add actor_rollout_ref.model.path=<local folder>"
 
 
-def test_fewer_prompts_than_a_batch_show_no_ratio(shown):
-    made = plan(numbers=RunNumbers(train_batch_size=64, rollout_n=1, mini_batch_size=64))
-    assert "training steps 0 2" in shown(made)
+def test_fewer_prompts_than_a_batch_show_no_stock_grpo(shown):
+    lines = shown(plan(numbers=RunNumbers(train_batch_size=64, rollout_n=1, mini_batch_size=64)))
+    assert "training steps 2" in lines
+    assert "Stock GRPO would not start: 28 prompts do not fill one step of 64." in lines
 
 
 @settings(deadline=None)
