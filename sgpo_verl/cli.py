@@ -132,6 +132,7 @@ def plan(
     After PROFILE, give the arguments of the training command: batch size, rollouts, epochs and sgpo settings count.
     """
     from sgpo_verl import plan_view
+    from sgpo_verl.checks.profile import mismatches
     from sgpo_verl.plan import make_plan
     from sgpo_verl.profile import load_profile
     from sgpo_verl.run_config import check_supported, compose, numbers_of, settings_of
@@ -143,6 +144,8 @@ def plan(
     made = make_plan(loaded, settings_of(config), numbers)
     shape = plan_view.shape_of(config, loaded)
     plan_view.show(made, shape)
+    if lines := mismatches(config, loaded.metadata):
+        print(f"{profile}: is not a profile of this run ({'; '.join(lines)}): training from it would be refused")
     if plot is not None:
         plan_view.draw(made, shape, plot)
         print(f"picture: {plot}")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from sgpo_verl.schedule import RunNumbers
 
 BASELINE = "stock GRPO"
 STEPS = 160
+EVERY = ("paper", "paper sgpo.prune=true", "prune", "greso", "aero", "bayes")
 # A small run, where no configuration is named: 8 prompts x 8 rollouts per step, one update. Later overrides win.
 SMALL = (
     "data.train_batch_size=8",
@@ -39,7 +41,7 @@ class Contender:
 
 def contenders(arguments: Sequence[str], compare: Sequence[str] = (), steps: int | None = None) -> list[Contender]:
     """Stock GRPO first; then the method of the training command's ``arguments``, if it has one; then those of ``compare``,
-    "METHOD key=value ..."; with neither, all methods.
+    "METHOD key=value ..."; with neither, ``EVERY``, less what cannot be trained with these arguments.
 
     What is no setting of ours holds for all of them. Settings of ours belong to the command's method, if it has one, else to
     all methods. steps: of every run; None: trainer.total_training_steps, else 160.
@@ -60,8 +62,9 @@ def contenders(arguments: Sequence[str], compare: Sequence[str] = (), steps: int
         settings = settings_of(config)
         rows.append(_contender(_label(settings.method, ours), config, settings, steps))
         ours = []
-    elif not compared:
-        compared = [(method, method, []) for method in PARTS]
+    every = not compared and len(rows) == 1
+    if every:
+        compared = [(spec, *_words(spec)) for spec in EVERY]
     for spec, method, own in compared:
         label = _label(method, own)
         if label in [row.label for row in rows] or (method, own) == ("grpo", []):
@@ -71,6 +74,9 @@ def contenders(arguments: Sequence[str], compare: Sequence[str] = (), steps: int
             settings = stock if method == "grpo" else settings_of(config)
             rows.append(_contender(label, config, settings, steps))
         except SgpoError as error:
+            if every:  # nobody asked for this one
+                print(f"left out: {spec} ({error})", file=sys.stderr)
+                continue
             raise SgpoError(f"--compare '{spec}': {error}") from None
     return rows
 

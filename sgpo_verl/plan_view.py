@@ -51,6 +51,7 @@ def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     console = Console(highlight=False)
     tables = [_classes(made), _histogram(made)]
     on_the_way = chooses_on_the_way(made.plan.settings)
+    tables = tables if made.plan.settings.filter.by == "profile" else tables[1:]  # else a class decides nothing
     for table in tables if on_the_way else [*tables, _phases(made.plan), _forecasts(made, shape)]:
         console.print(table)
         console.print()
@@ -60,10 +61,15 @@ def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     prompts, batch = len(made.profile), made.plan.numbers.train_batch_size
     if prompts < batch:
         console.print(f"Stock GRPO would not start: {prompts} prompts do not fill one step of {batch}.", style="yellow")
-    elif (steps := made.plan.numbers.total_training_steps) is not None:
+    else:
+        steps = made.plan.numbers.total_training_steps
+        length = (
+            "The runs differ in length: for the same number of steps set trainer.total_training_steps."
+            if steps is None
+            else f"Both are set to {steps} steps (trainer.total_training_steps)."
+        )
         console.print(
-            f"Both are set to {steps} steps (trainer.total_training_steps): the forecast is of whole runs; what "
-            "it takes to reach the same accuracy, only training shows.",
+            f"{length} The forecast is of whole runs; what it takes to reach the same accuracy, only training shows.",
             style="yellow",
         )
     if not made.profile.has_lengths:
@@ -141,7 +147,8 @@ def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
 
 
 def _name(plan: Plan) -> str:
-    return "sGPO" if plan.settings.method == "paper" else plan.settings.method
+    name = "sGPO" if plan.settings.method == "paper" else plan.settings.method
+    return f"{name} + prune" if plan.settings.prune and name != "prune" else name
 
 
 def _number(value: float) -> str:

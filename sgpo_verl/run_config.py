@@ -248,7 +248,7 @@ def _check_parts(config: Mapping[str, Any], settings: Settings) -> None:
     if estimator != "sgpo":
         raise SgpoError(
             f"{switch}: needs algorithm.adv_estimator=sgpo, this run has {estimator}, whose advantages are not known "
-            "right after sampling"
+            "right after sampling; leave algorithm.adv_estimator out, and it is"
         )
     if value_at(config, "algorithm.use_kl_in_reward"):
         raise SgpoError(
@@ -267,6 +267,9 @@ def _switch(settings: Settings) -> str:
     return f"sgpo.advantage={settings.advantage}"
 
 
+_OFF = {"actor_rollout_ref.actor.use_kl_loss": "false", "actor_rollout_ref.actor.entropy_coeff": "0"}
+
+
 def _check_prune(config: Mapping[str, Any], settings: Settings, switch: str) -> None:
     """Rows without advantage may only be left out where nothing else would have moved them."""
     actor = "actor_rollout_ref.actor"
@@ -274,5 +277,5 @@ def _check_prune(config: Mapping[str, Any], settings: Settings, switch: str) -> 
     if moved and settings.prune != "force" and (settings.prune or settings.train_fraction < 1):
         raise SgpoError(
             f"{switch}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "
-            "that is meant, or sgpo.prune=false"
+            f"only the rows that are trained on shall be, sgpo.prune=false, or train without ({moved[0]}={_OFF[moved[0]]})"
         )

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.trainer.ppo.utils import create_rl_dataset
 
+from sgpo_verl import cli
 from sgpo_verl.binding.preflight import Preflight, check_run
 from sgpo_verl.binding.session import Session
 from sgpo_verl.errors import SgpoError
@@ -91,6 +92,17 @@ def test_a_profile_of_another_model_data_or_sampling_says_which_field_differs(fo
             preflight(folder, **{"sgpo.profile.path": profiled, **more})
         assert field in str(error.value)
         assert "sgpo.profile.allow_mismatch=true" in str(error.value)
+
+
+@pytest.mark.parametrize(("temperature", "warned"), [(1.0, False), (0.7, True)])
+def test_a_plan_from_a_profile_of_another_run_says_so(folder, profiled, monkeypatch, capsys, temperature, warned):
+    given = arguments(folder, **{"actor_rollout_ref.rollout.temperature": temperature})
+    monkeypatch.setattr(sys, "argv", ["sgpo", "plan", str(profiled), *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert not ended.value.code
+    assert ("is not a profile of this run (sampling.temperature: profile 1.0, run 0.7)" in last) == warned
 
 
 def test_a_mismatch_can_be_allowed(folder, profiled):
@@ -174,6 +186,22 @@ def test_a_prompt_that_is_null_in_a_later_row_is_named(folder, profiled, tmp_pat
     more = {"data.train_files": data, "sgpo.profile.path": profiled, "sgpo.profile.allow_mismatch": True}
     with pytest.raises(SgpoError, match="row 5: the prompt is None, not a list of messages"):
         start(folder, **{**more, "data.filter_overlong_prompts": False})
+
+
+def test_a_profile_is_not_of_what_trains(folder, tmp_path, monkeypatch):
+    from sgpo_verl.binding import profile_command
+
+    class Reached(Exception):
+        pass
+
+    def ray_running(config):
+        raise Reached
+
+    monkeypatch.setattr(profile_command, "ray_running", ray_running)
+    given = {"+sgpo": "prune", "actor_rollout_ref.actor.use_kl_loss": True}
+    for more in (given, {"+sgpo": None}):
+        with pytest.raises(Reached):
+            profile_command.run(compose(arguments(folder, **more)), tmp_path / "p.parquet")
 
 
 def test_profiling_finds_out_before_it_samples_that_it_cannot_write(folder, tmp_path, monkeypatch):

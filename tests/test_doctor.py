@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from packaging.specifiers import SpecifierSet
 
 from sgpo_verl.binding.preflight import Preflight, check_method
-from sgpo_verl.binding.verls_checks import check_loads
+from sgpo_verl.binding.verls_checks import check_engines, check_loads, check_verls
 from sgpo_verl.checks import profile
 from sgpo_verl.checks.data import check_data
 from sgpo_verl.checks.findings import Doubt, Finding, Unseen, examine
@@ -413,6 +413,26 @@ def test_ids_that_are_trained_but_never_sampled_are_a_warning(folder, tmp_path):
     file.write_text(json.dumps({**shape, "vocab_size": 64}))
     with pytest.raises(Doubt, match=rf"model: 64 ids, {shape['vocab_size']} tokens in its tokenizer\. verl masks"):
         check_loads(config)
+
+
+def test_flash_attention_that_a_model_is_loaded_with_is_looked_for(folder):
+    config = compose(tiny.overrides(folder, **{"+runtime": None}))
+    with pytest.raises(
+        Doubt, match=r"attn_implementation=flash_attention_2, verl's default: flash_attn is not installed"
+    ):
+        check_engines(config)
+    assert check_engines(compose(tiny.overrides(folder))) == "vllm samples, fsdp2 trains"  # +runtime=cpu: sdpa
+
+
+def test_what_verl_asks_vllm_for_is_left_open_where_vllm_is_not_installed(folder, monkeypatch):
+    config = compose(tiny.overrides(folder, **{"actor_rollout_ref.model.lora_rank": 8}))
+
+    def validate_config(*_):
+        raise ValueError("vllm version None not supported and SGLang also not Found.")
+
+    monkeypatch.setattr("sgpo_verl.binding.verls_checks.validate_config", validate_config)
+    with pytest.raises(Doubt, match="of LoRA's rank verl asks vLLM, which is not installed here"):
+        check_verls(config)
 
 
 def test_a_home_folder_that_verl_would_not_find_is_named_in_full(folder, monkeypatch):

@@ -47,6 +47,13 @@ def test_classes_with_their_counts_and_what_happens_to_them(shown):
     assert "unsolved 20 71% 2 drawn into each phase" in lines
 
 
+def test_a_method_that_filters_nothing_has_no_classes(shown):
+    made = make_plan(make_profile(SUCCESSES), load_settings({"method": "bayes"}), NUMBERS)
+    lines = shown(made)
+    assert lines[0] == "pass rates"
+    assert not any("trivial" in line for line in lines)
+
+
 def test_pass_rates_have_a_line_per_possible_rate_and_a_bar_in_proportion(shown):
     lines = shown(plan())
     assert f"0 20 {'█' * 40}" in lines

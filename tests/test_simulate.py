@@ -19,6 +19,7 @@ from sgpo_verl.contenders import contenders
 from sgpo_verl.cost import ModelShape
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.forecast import forecast
+from sgpo_verl.parts import PARTS
 from sgpo_verl.plan import make_plan
 from sgpo_verl.profile import save_profile
 from sgpo_verl.report.headline import first_reach
@@ -269,12 +270,24 @@ def test_without_a_method_all_are_shown_after_stock_grpo(sgpo, tmp_path):
     code, out, _ = sgpo(*QUICK, "--plot", "a.png")
     assert code == 0
     first = [line.split()[0] for line in out.splitlines() if line.strip()]
-    order = ["stock", "paper", "prune", "greso", "aero", "bayes"]
+    order = ["stock", "paper", "paper", "prune", "greso", "aero", "bayes"]
     assert [word for word in first if word in order] == order * 2
+    assert {method for method, *_ in map(str.split, comparing.EVERY)} == set(PARTS)
     lines = out.splitlines()
     assert lines[0].startswith("64 synthetic prompts: 35% trivial, 35% never solvable, 30% in between; 2 seeds")
     assert simulate_view.DISCLAIMER in lines
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG" and os.listdir() == ["a.png"]
+
+
+def test_what_a_kl_loss_rules_out_is_left_out_of_all_methods_and_refused_where_it_was_asked_for(sgpo):
+    kl = "actor_rollout_ref.actor.use_kl_loss=true"
+    code, out, err = sgpo(*QUICK, kl)
+    first = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert code == 0 and {"stock", "paper", "greso", "aero"} <= set(first) and not {"prune", "bayes"} & set(first)
+    left_out = [line.partition(" (")[0] for line in err.splitlines()]
+    assert left_out == ["left out: paper sgpo.prune=true", "left out: prune", "left out: bayes"]
+    code, _, err = sgpo(*QUICK, kl, "--compare", "prune")
+    assert code == 2 and "--compare 'prune': sgpo.prune=True: " + kl.partition("=")[0] in err
 
 
 def test_the_commands_own_method_and_its_settings_come_before_the_compared(sgpo):

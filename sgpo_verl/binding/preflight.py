@@ -84,6 +84,12 @@ def check_method(config: dict[str, Any]) -> str:
     return f"{s.method}: {made_of}{', prune' if s.prune else ''}; {value_at(config, 'trainer.v1.trainer_mode')}"
 
 
+def check_settings(config: dict[str, Any]) -> str:
+    """The settings themselves, whatever is to be trained with them. Raises SgpoError naming the key."""
+    check_verl_version()
+    return f"seed {settings_of(config).seed}"
+
+
 CHECKS: tuple[Check, ...] = (
     ("method", check_method),
     ("devices", check_devices),
@@ -100,9 +106,9 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-# What `sgpo profile` is held against: not whether the run could train, nor what an earlier profile says.
+# What `sgpo profile` is held against: not how the run trains, nor what an earlier profile says.
 TO_PROFILE: tuple[Check, ...] = (
-    ("method", check_method),
+    ("settings", check_settings),
     ("data", check_training_data),
     ("model", check_model),
     ("reward function", check_scores),

@@ -22,6 +22,7 @@ from sgpo_verl.cost import shape_from_config
 from sgpo_verl.errors import SgpoError
 from sgpo_verl.run_config import group_at, value_at
 
+FLASH = "flash_attention_2"
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 STRATEGIES = {
     "fsdp": "torch",
@@ -41,7 +42,12 @@ def check_verls(config: Mapping[str, Any]) -> str:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         with named("verl refuses the configuration"):
-            validate_config(made, need_reference_policy(made), need_critic(made))
+            try:
+                validate_config(made, need_reference_policy(made), need_critic(made))
+            except ValueError as error:
+                if str(error).startswith("vllm version None"):  # of LoRA's rank it asks vLLM
+                    raise Doubt("not looked at: of LoRA's rank verl asks vLLM, which is not installed here") from error
+                raise
             omega_conf_to_dataclass(made.actor_rollout_ref.rollout)
     return "validate_config, estimator, loss and reward manager"
 
@@ -133,7 +139,19 @@ def check_engines(config: Mapping[str, Any]) -> str:
                 look_up(value)
         elif not _installed(known[value]):
             raise Doubt(f"{key}: {known[value]} is not installed here", "it must be where the run trains")
+    _check_attention(config, strategy)
     return f"{name} samples, {strategy} trains"
+
+
+def _check_attention(config: Mapping[str, Any], strategy: Any) -> None:
+    """Raises Doubt where a model is loaded with flash-attn, which verl's FSDP engine asks for, and it is not here."""
+    key = "actor_rollout_ref.model.override_config.attn_implementation"
+    chosen = group_at(config, "actor_rollout_ref.model.override_config").get("attn_implementation", FLASH)
+    if strategy in ("fsdp", "fsdp2") and chosen == FLASH and not _installed("flash_attn"):
+        raise Doubt(
+            f"{key}={FLASH}, verl's default: flash_attn is not installed here",
+            f"pip install flash-attn --no-build-isolation where the run trains, or +{key}=sdpa",
+        )
 
 
 def _look_up_rollout(name: Any) -> None:

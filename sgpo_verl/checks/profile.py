@@ -82,6 +82,15 @@ def _check_match(config: Mapping[str, Any], path: Path, made: ProfileMetadata) -
         raise SgpoError(mismatch(path, lines))
 
 
+def mismatches(config: Mapping[str, Any], made: ProfileMetadata) -> list[str]:
+    """In what the profile is another than this run's, a line each; none where the run does not say what it is of, or its
+    files are not here."""
+    try:
+        return differences(made, describe_run(config))
+    except SgpoError:
+        return []
+
+
 def mismatch(path: Path, lines: list[str]) -> str:
     """The words for a profile of another model, data, sampling or reward."""
     return (

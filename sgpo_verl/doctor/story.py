@@ -45,7 +45,7 @@ def _drawn(settings: Settings) -> str:
     sizes = {
         "profile": f"about 1 / pass rate times ({g.min} to {g.max})",
         "uniform": "rollout.n times",
-        "posterior": f"{g.min} to {g.max} times",
+        "posterior": f"{g.min} to {g.max} times" if g.max > 1 else "once",
         "rescue": f"{settings.aero.explore} times, up to {settings.aero.most} while none succeeds",
     }[settings.allocation]
     kept = {
