@@ -171,7 +171,7 @@ def simulate(
         Path | None, typer.Option("--plot", help="Also draw accuracy against FLOPs, to this PNG file.")
     ] = None,
 ) -> None:
-    """Rank methods and ablations in seconds, beside stock GRPO: prompts are coins whose bias rises as they are taught.
+    """Rank methods and ablations without training, beside stock GRPO: prompts are coins whose bias rises as they are taught.
 
     Takes the arguments of the training command. Without +sgpo=... and --compare: all methods. A model of learning, no training.
 

@@ -416,7 +416,7 @@ def test_ids_that_are_trained_but_never_sampled_are_a_warning(folder, tmp_path):
 
 
 def test_flash_attention_that_a_model_is_loaded_with_is_looked_for(folder):
-    config = compose(tiny.overrides(folder, **{"+runtime": None}))
+    config = compose(tiny.overrides(folder, **{"+runtime": None, "actor_rollout_ref.rollout.name": "vllm"}))
     with pytest.raises(
         Doubt, match=r"attn_implementation=flash_attention_2, verl's default: flash_attn is not installed"
     ):
