@@ -150,7 +150,8 @@ def _check_attention(config: Mapping[str, Any], strategy: Any) -> None:
     if strategy in ("fsdp", "fsdp2") and chosen == FLASH and not _installed("flash_attn"):
         raise Doubt(
             f"{key}={FLASH}, verl's default: flash_attn is not installed here",
-            f"pip install flash-attn --no-build-isolation where the run trains, or +{key}=sdpa",
+            "pip install flash-attn --no-build-isolation where the run trains, or without it set "
+            f"actor_rollout_ref.model.use_remove_padding=false +{key}=sdpa",
         )
 
 
