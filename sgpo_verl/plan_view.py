@@ -15,6 +15,7 @@ from sgpo_verl.hub import model_folder
 from sgpo_verl.methods.paper import Class
 from sgpo_verl.plan import Plan, ProfiledPlan
 from sgpo_verl.profile import Profile
+from sgpo_verl.report import units
 from sgpo_verl.views import check_picture, new_table, save_picture
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ COLOURS = {
     Class.LEARNABLE: "#0072b2",
     Class.UNSOLVED: "#d55e00",
 }  # safe for colour-blind eyes; of the classes that have a pass rate
+PROFILE = "#e69f00"
 
 
 ON_THE_WAY = "chooses by what training shows: `sgpo simulate --profile` plays it through"
@@ -202,14 +204,17 @@ def _draw_phases(axes: "Axes", plan: Plan) -> None:
 def _draw_forecast(axes: "Axes", name: str, stock: Forecast, ours: Forecast) -> None:
     what = "flops" if stock.flops else "rollouts"
     a, b = getattr(stock, what), getattr(ours, what)
-    bars = axes.bar(["stock GRPO", name], [a, b], color=[COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]])
+    size, prefix = units.scale(max(a, b), units.FLOP_PREFIXES) if what == "flops" else (1.0, "")
+    colours = [COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]]
+    bars = axes.bar(["stock GRPO", name], [a / size, b / size], color=colours)
     labels = [_number(a), _number(b)]
     if what == "flops":
-        axes.bar([name], [ours.flops_profile], color=COLOURS[Class.UNSOLVED])
-        labels[1] += f"\nprofile {ours.flops_profile / b:.0%} of it"
+        labels = [units.flops(a), f"{units.flops(b)}\nprofile {ours.flops_profile / b:.0%} of it"]
+        axes.bar([name], [ours.flops_profile / size], color=PROFILE, label="profile")
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
     axes.set(
         title=f"forecast of the whole run: {a / b:.2f}x" if a and b else "forecast",
-        ylabel="FLOPs" if what == "flops" else "rollouts",
+        ylabel=f"{prefix}FLOP" if what == "flops" else "rollouts",
     )
