@@ -199,7 +199,8 @@ def test_a_profile_is_not_of_what_trains(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(profile_command, "ray_running", ray_running)
     given = {"+sgpo": "prune", "actor_rollout_ref.actor.use_kl_loss": True}
-    for more in (given, {"+sgpo": None}):
+    alone = {"+sgpo": None, "data.train_batch_size": 1, "actor_rollout_ref.actor.ppo_mini_batch_size": 1}
+    for more in (given, alone | {"actor_rollout_ref.rollout.n": 4}):  # a step smaller than the paper's largest group
         with pytest.raises(Reached):
             profile_command.run(compose(arguments(folder, **more)), tmp_path / "p.parquet")
 

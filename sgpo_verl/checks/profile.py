@@ -45,11 +45,8 @@ def check_profile(config: Mapping[str, Any]) -> str:
 
 def check_to_be_profiled(config: Mapping[str, Any]) -> str:
     """Whether a profile can be made, whatever there is already."""
-    numbers = numbers_of(config)
+    numbers_of(config)
     check_profilable(config)
-    settings = settings_of(config)
-    if settings.needs_profile and not settings.profile.adaptive:
-        rehearse(settings, numbers, trials=settings.profile.n)
     return f"{settings_of(config).profile.n} samples of every prompt"
 
 
@@ -83,8 +80,10 @@ def _check_match(config: Mapping[str, Any], path: Path, made: ProfileMetadata) -
 
 
 def mismatches(config: Mapping[str, Any], made: ProfileMetadata) -> list[str]:
-    """In what the profile is another than this run's, a line each; none where the run does not say what it is of, or its
-    files are not here."""
+    """In what the profile is another than this run's, a line each; none where that is allowed, where the run does not say what
+    it is of, or its files are not here."""
+    if settings_of(config).profile.allow_mismatch:
+        return []
     try:
         return differences(made, describe_run(config))
     except SgpoError:
