@@ -30,8 +30,7 @@ def plain_layers(llm_bridge) -> None:
         return wrapped(*args, **{**kwargs, "use_transformer_engine": False, "normalization": "RMSNorm"})
 
 
-def plain_norms(llama) -> None:
-    bridge = llama.LLaMABridge
+def plain_norms(bridge) -> None:
     bridge._MLP_MAPPING = {**bridge._MLP_MAPPING, **PLAIN_NORMS}  # mbridge looks there for every name with "mlp" in it
     bridge._OTHER_MAPPING = PLAIN_NORMS
 
@@ -47,4 +46,5 @@ def causal_mask(attention) -> None:
 
 wrapt.when_imported("megatron.core.transformer.dot_product_attention")(causal_mask)
 wrapt.when_imported("mbridge.core.llm_bridge")(plain_layers)
-wrapt.when_imported("mbridge.models.llama")(plain_norms)
+wrapt.when_imported("mbridge.models.llama")(lambda llama: plain_norms(llama.LLaMABridge))
+wrapt.when_imported("mbridge.models.qwen2")(lambda qwen2: plain_norms(qwen2.Qwen2Bridge))
