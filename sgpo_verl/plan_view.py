@@ -51,10 +51,12 @@ def shape_of(config: Mapping[str, Any], profile: Profile) -> ModelShape | None:
 def show(made: ProfiledPlan, shape: ModelShape | None) -> None:
     """Classes, histogram, phases and forecast, as tables."""
     console = Console(highlight=False)
-    tables = [_classes(made), _histogram(made)]
     on_the_way = chooses_on_the_way(made.plan.settings)
-    tables = tables if made.plan.settings.filter.by == "profile" else tables[1:]  # else a class decides nothing
-    for table in tables if on_the_way else [*tables, _phases(made.plan), _forecasts(made, shape)]:
+    tables = [_classes(made)] if made.plan.settings.filter.by == "profile" else []  # else a class decides nothing
+    tables.append(_histogram(made))
+    if not on_the_way:
+        tables += [_phases(made.plan), _forecasts(made, shape)]
+    for table in tables:
         console.print(table)
         console.print()
     if on_the_way:
@@ -139,12 +141,13 @@ def _forecasts(made: ProfiledPlan, shape: ModelShape | None) -> Table:
     if lengths and shape is not None:
         rows += [("FLOPs of the profile", "flops_profile"), ("FLOPs, profile included", "flops")]
         rows += [("FLOPs per rollout in a mixed group", "flops_per_teaching_rollout")]
-    for label, name in rows:
-        a, b = getattr(stock, name), getattr(ours, name)
-        table.add_row(
-            label, _number(a) if stock.steps else "", _number(b), f"{a / b:.2f}x" if stock.steps and a and b else ""
-        )
-    table.add_row("groups expected to be mixed", f"{stock.mixed:.0%}" if stock.steps else "", f"{ours.mixed:.0%}", "")
+    cells = [
+        (label, _number(a), _number(b), f"{a / b:.2f}x" if a and b else "")
+        for label, a, b in ((label, getattr(stock, name), getattr(ours, name)) for label, name in rows)
+    ]
+    cells.append(("groups expected to be mixed", f"{stock.mixed:.0%}", f"{ours.mixed:.0%}", ""))
+    for label, theirs, own, ratio in cells:
+        table.add_row(label, *((theirs, own, ratio) if stock.steps else ("", own, "")))  # it could not start
     return table
 
 
@@ -207,11 +210,12 @@ def _draw_forecast(axes: "Axes", name: str, stock: Forecast, ours: Forecast) -> 
     size, prefix = units.scale(max(a, b), units.FLOP_PREFIXES) if what == "flops" else (1.0, "")
     colours = [COLOURS[Class.TRIVIAL], COLOURS[Class.LEARNABLE]]
     bars = axes.bar(["stock GRPO", name], [a / size, b / size], color=colours)
-    labels = [_number(a), _number(b)]
     if what == "flops":
         labels = [units.flops(a), f"{units.flops(b)}\nprofile {ours.flops_profile / b:.0%} of it"]
         axes.bar([name], [ours.flops_profile / size], color=PROFILE, label="profile")
         axes.legend(frameon=False, fontsize=8, loc="upper right")
+    else:
+        labels = [_number(a), _number(b)]
     axes.bar_label(bars, labels, fontsize=8)
     axes.margins(y=0.2)
     axes.set(

@@ -267,15 +267,15 @@ def _switch(settings: Settings) -> str:
     return f"sgpo.advantage={settings.advantage}"
 
 
-_OFF = {"actor_rollout_ref.actor.use_kl_loss": "false", "actor_rollout_ref.actor.entropy_coeff": "0"}
+# What moves rows without advantage too, and the value at which it does not.
+MOVERS = {"actor_rollout_ref.actor.use_kl_loss": "false", "actor_rollout_ref.actor.entropy_coeff": "0"}
 
 
 def _check_prune(config: Mapping[str, Any], settings: Settings, switch: str) -> None:
     """Rows without advantage may only be left out where nothing else would have moved them."""
-    actor = "actor_rollout_ref.actor"
-    moved = [key for key in (f"{actor}.use_kl_loss", f"{actor}.entropy_coeff") if value_at(config, key)]
+    moved = [key for key in MOVERS if value_at(config, key)]
     if moved and settings.prune != "force" and (settings.prune or settings.train_fraction < 1):
         raise SgpoError(
             f"{switch}: {' and '.join(moved)} would have moved the rows that it leaves out; set sgpo.prune=force if "
-            f"only the rows that are trained on shall be, sgpo.prune=false, or train without ({moved[0]}={_OFF[moved[0]]})"
+            f"only the rows that are trained on shall be, sgpo.prune=false, or train without ({moved[0]}={MOVERS[moved[0]]})"
         )

@@ -97,11 +97,12 @@ def overrides(name: str, place: Path, run: Path) -> list[str]:
     }
     if "async" in name:
         settings |= {"actor_rollout_ref.rollout.n_gpus_per_node": 1, "ray_kwargs.ray_init.num_gpus": 2}
+    removed = []
     if "megatron" in name:  # TP 2, PP 2
         settings |= gpu_check.MEGATRON_ON_CPU | megatron_plain.SETTINGS
         settings |= {f"{megatron_plain.MEGATRON}.dtype": "float32", "trainer.n_gpus_per_node": 4}
-    arguments = [f"{key}={value}" for key, value in settings.items()]
-    return arguments + gpu_check.NO_FSDP + NO_RECOMPUTING if "megatron" in name else arguments
+        removed = gpu_check.NO_FSDP + NO_RECOMPUTING
+    return [f"{key}={value}" for key, value in settings.items()] + removed
 
 
 def train(name: str, place: Path, run: Path) -> subprocess.CompletedProcess:

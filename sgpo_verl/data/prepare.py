@@ -87,9 +87,12 @@ def read(origin: str, source: Source) -> dict[str, Iterator[dict[str, Any]]]:
             loaded = datasets.load_dataset(origin, source.config if source.config in names else None)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        fetch = "download it where there is a network, and name the file or folder with --from"
-        fetch = f"it must be {source.hub} as it is published" if path.exists() else fetch
-        raise SgpoError(f"sgpo data: cannot read {origin} ({reason}): {fetch}") from None
+        way_out = (
+            f"it must be {source.hub} as it is published"
+            if path.exists()
+            else "download it where there is a network, and name the file or folder with --from"
+        )
+        raise SgpoError(f"sgpo data: cannot read {origin} ({reason}): {way_out}") from None
     for split in source.files:
         if split not in loaded:
             raise SgpoError(f"{origin}: has no split {split!r}, only {', '.join(map(str, loaded))}")
